@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import TESTS, Daemon, own, processes_of, until, wait_for
+from daemons import TESTS, UNIT, Daemon, own, processes_of, until, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, TimedOut
@@ -48,7 +48,7 @@ async def test_what_is_in_turn_is_done_in_turn_and_what_is_aside_is_not_held_up(
     lane = Lane("it")
 
     def work() -> None:
-        gate.wait(10)
+        gate.wait(10 * UNIT)
         done.append(1)
 
     first = lane.begin(work)
@@ -65,7 +65,7 @@ async def test_work_that_hangs_is_told_in_time_and_what_comes_next_at_once(gate:
     late: list[str] = []
     began = time.monotonic()
     with pytest.raises(TimedOut, match=r"^the files of a0 did not answer for 0 s; the operation continues$"):
-        await lane.do(lambda: gate.wait(10), 0.1)
+        await lane.do(lambda: gate.wait(10 * UNIT), 0.1)
     with pytest.raises(TimedOut):
         await lane.do(lambda: None)
     with pytest.raises(TimedOut) as refused:
@@ -84,7 +84,7 @@ async def test_work_that_hangs_is_told_in_time_and_what_comes_next_at_once(gate:
 
 async def test_what_has_not_begun_in_time_is_not_done_any_more(gate: threading.Event) -> None:
     lane = Lane("it")
-    first = lane.begin(lambda: gate.wait(10))
+    first = lane.begin(lambda: gate.wait(10 * UNIT))
     done: list[int] = []
     with pytest.raises(TimedOut):
         await lane.do(lambda: done.append(1), 0.05)
@@ -96,7 +96,7 @@ async def test_what_has_not_begun_in_time_is_not_done_any_more(gate: threading.E
 
 async def test_whoever_finishes_waits_for_work_that_hangs(gate: threading.Event) -> None:
     lane = Lane("it")
-    finishing = asyncio.create_task(lane.finish(lambda: gate.wait(10) and "done", 0.05))
+    finishing = asyncio.create_task(lane.finish(lambda: gate.wait(10 * UNIT) and "done", 0.05))
 
     def given_up() -> bool:
         try:
@@ -113,7 +113,7 @@ async def test_whoever_finishes_waits_for_work_that_hangs(gate: threading.Event)
 
 async def test_what_is_over_just_when_its_time_is_up_is_handed_over(gate: threading.Event) -> None:
     lane, loop = Lane("it"), asyncio.get_running_loop()
-    finishing = asyncio.create_task(lane.finish(lambda: gate.wait(10) and "done", 0.1))
+    finishing = asyncio.create_task(lane.finish(lambda: gate.wait(10 * UNIT) and "done", 0.1))
     await asyncio.sleep(0)
     job = lane._current
     assert job is not None
@@ -132,7 +132,7 @@ async def test_what_is_over_just_when_its_time_is_up_is_handed_over(gate: thread
 
 async def test_what_hangs_takes_nobodys_place(pool: Pool, gate: threading.Event) -> None:
     lanes = [Lane(str(number)) for number in range(blocking.THREADS)]
-    hanging = [lane.begin(lambda: gate.wait(20), 0.2) for lane in lanes]
+    hanging = [lane.begin(lambda: gate.wait(20 * UNIT), 0.2) for lane in lanes]
     began = time.monotonic()
     assert await Lane("another").do(lambda: "fine") == "fine"
     assert time.monotonic() - began < 5
@@ -156,7 +156,7 @@ async def test_what_was_opened_too_late_is_closed(gate: threading.Event, tmp_pat
     opened = []
 
     def work() -> object:
-        gate.wait(10)
+        gate.wait(10 * UNIT)
         opened.append((tmp_path / "file").open("w"))
         return opened[0]
 
@@ -182,7 +182,12 @@ asyncio.run(main())
 """
     began = time.monotonic()
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-c", code],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=30 * UNIT,
+        check=True,
     )
     assert done.stdout == "it did not answer for 0 s; the operation continues\n"
     assert done.stderr == ""
@@ -235,7 +240,7 @@ async def test_a_thread_there_is_does_what_others_are_not_there_for(
 ) -> None:
     pool.begin()
     monkeypatch.setattr(threading, "Thread", Scarce)
-    hanging = [Lane("it").begin(lambda: gate.wait(10)) for _ in range(blocking.SPARE)]
+    hanging = [Lane("it").begin(lambda: gate.wait(10 * UNIT)) for _ in range(blocking.SPARE)]
     served = [asyncio.create_task(Lane("it").do(lambda: "served")) for _ in range(50)]
     await asyncio.sleep(0.05)
     assert not any(task.done() for task in served)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import CLIENT, TESTS, Daemon, own
+from daemons import CLIENT, TESTS, UNIT, Daemon, own
 from terminals import on_terminal
 
 from vmessctl import app, client
@@ -39,7 +39,7 @@ def vmessctl(*words: str, **run: Any) -> "subprocess.CompletedProcess[str]":
     options = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **run}
     argv = [*CLIENT, *words]
     return subprocess.run(
-        argv, env=environment, text=True, check=False, timeout=30, cwd=TESTS.parent, **options
+        argv, env=environment, text=True, check=False, timeout=30 * UNIT, cwd=TESTS.parent, **options
     )
 
 
@@ -55,7 +55,7 @@ def test_version_and_help_need_no_daemon() -> None:
 @pytest.mark.parametrize("program", ["vmess", "vmessctl", "vmessd"])
 def test_the_programs_are_installed(program: str) -> None:
     path = Path(sys.executable).parent / program
-    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([path, "--version"], capture_output=True, text=True, check=True, timeout=30 * UNIT)
     assert done.stdout.split()[1] == __version__
 
 
@@ -107,7 +107,7 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(daemon: Daemon, line: str) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=10,
+        timeout=10 * UNIT,
         cwd=TESTS.parent,
     )
     assert result.returncode == 6
@@ -141,7 +141,7 @@ def scripted(path: Path, answer: Callable[[dict[str, Any]], bytes]) -> Iterator[
             yield
         finally:
             listener.shutdown(socket.SHUT_RDWR)
-            server.join(10)
+            server.join(10 * UNIT)
 
 
 def test_an_answer_that_comes_too_late_is_not_taken_for_that_about_the_next_vm(
@@ -197,7 +197,7 @@ def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         listener.bind(str(path))
         listener.listen()
-        listener.settimeout(10)
+        listener.settimeout(10 * UNIT)
         with subprocess.Popen(
             [*CLIENT, *line.split()],
             env={**os.environ, "VMESS_SOCKET": str(path)},
@@ -211,7 +211,7 @@ def test_a_daemon_that_hangs_up_is_told_of(tmp_path: Path, line: str) -> None:
             with connected:
                 while not connected.recv(4096).endswith(b"\0"):
                     pass
-            out, error = client.communicate(timeout=10)
+            out, error = client.communicate(timeout=10 * UNIT)
     assert (client.returncode, out) == (5, "")
     assert error.splitlines() == [
         "vmess: vmessd hung up",
@@ -237,7 +237,7 @@ def test_descriptors_that_are_closed_or_full_make_no_traceback(daemon: Daemon, r
             capture_output=True,
             text=True,
             check=False,
-            timeout=20,
+            timeout=20 * UNIT,
             cwd=TESTS.parent,
         )
         results[line] = (result.returncode, result.stderr[-200:])
@@ -259,7 +259,7 @@ def test_a_reader_that_has_had_enough_is_no_error(daemon: Daemon) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=20,
+        timeout=20 * UNIT,
         cwd=TESTS.parent,
     )
     assert (head.stdout.split()[:2], head.stderr) == (["NAME", "STATE"], "")
@@ -299,7 +299,7 @@ def latin(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     place = tmp_path_factory.mktemp("locales")
     command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(place / "en_US.ISO-8859-1")]
     try:
-        subprocess.run(command, capture_output=True, check=True, timeout=60)
+        subprocess.run(command, capture_output=True, check=True, timeout=60 * UNIT)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"no locale can be made here: {error}")
     return {"LOCPATH": str(place), "LC_ALL": "en_US.ISO-8859-1"}
@@ -327,7 +327,7 @@ def test_a_locale_that_is_not_utf_8_makes_no_traceback(
             stdin=subprocess.DEVNULL,
             capture_output=True,
             check=False,
-            timeout=30,
+            timeout=30 * UNIT,
             cwd=TESTS.parent,
             encoding=encoding,
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, WiredDaemon, generated, own, wait_for
+from daemons import UNIT, Daemon, WiredDaemon, generated, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from shells import LEFT, Shell
@@ -421,7 +421,9 @@ def test_the_completion_of_bash_is_well_written(tmp_path: Path) -> None:
         pytest.skip("there is no shellcheck; it is in the package of this name")
     script = tmp_path / "vmess.bash"
     script.write_text(scripts.BASH)
-    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(
+        ["shellcheck", script], capture_output=True, text=True, check=False, timeout=60 * UNIT
+    )
     assert (done.returncode, done.stdout) == (0, "")
 
 
@@ -431,7 +433,7 @@ def test_a_completion_is_read_by_its_shell(tmp_path: Path, shell: str) -> None:
         pytest.skip(f"there is no {shell}; it is in the package of this name")
     script = tmp_path / "completion"
     script.write_text(scripts.SHELLS[shell])
-    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=False, timeout=60 * UNIT)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 

@@ -27,7 +27,7 @@ from typing import Any
 
 import pytest
 import varlink
-from daemons import FAKE, TESTS, Daemon, end_processes_of, wait_for
+from daemons import FAKE, TESTS, UNIT, Daemon, end_processes_of, wait_for
 from varlink_wire import Message, Wire, answers, encode, full, log_of, nothing_unforeseen, rss
 
 from vmessd.core.errors import ERRORS, INTERFACE, InvalidValue, Locked, VmessError
@@ -387,7 +387,7 @@ def test_c27_a_client_that_calls_without_end_and_never_reads_is_dropped(shared: 
         thread.start()
         try:
             answers(shared)
-            deadline = time.monotonic() + 10
+            deadline = time.monotonic() + 10 * UNIT
             while thread.is_alive() and time.monotonic() < deadline:
                 assert rss(shared) < before + 64
                 thread.join(0.05)
@@ -396,7 +396,7 @@ def test_c27_a_client_that_calls_without_end_and_never_reads_is_dropped(shared: 
         finally:
             with contextlib.suppress(OSError):
                 wire.sock.shutdown(socket.SHUT_RDWR)
-            thread.join(10)
+            thread.join(10 * UNIT)
 
 
 def test_c27_the_client_leaves_in_the_middle_of_a_stop(fake_daemon: Daemon) -> None:
@@ -415,7 +415,7 @@ def test_c27_the_client_leaves_in_the_middle_of_a_stop(fake_daemon: Daemon) -> N
         assert client.stdout.readline().startswith("Stopping VM PID")
     finally:
         client.kill()
-        client.communicate(timeout=10)
+        client.communicate(timeout=10 * UNIT)
     reasons = {vm: daemon.wait_state(vm, "stopped")["last_exit"] for vm in ("closed0", "killed0", "button0")}
     assert [reasons[vm]["reason"] for vm in reasons] == ["forced", "forced", "powered_down"]
     assert {exited["asked_by"] for exited in reasons.values()} == {os.getuid()}
@@ -589,7 +589,7 @@ def second(daemon: Daemon, root: Path, path: Path) -> subprocess.CompletedProces
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
-        timeout=8,
+        timeout=8 * UNIT,
         check=False,
     )
 
@@ -702,10 +702,10 @@ def test_a_signal_ends_the_daemon_and_no_vm(fake_daemon: Daemon, number: signal.
         assert client.stdout.readline() == f"Stopping VM PID {pid}\n"
         with Wire(daemon.socket):
             assert daemon.stop(number) == 0
-        _, error = client.communicate(timeout=10)
+        _, error = client.communicate(timeout=10 * UNIT)
     finally:
         client.kill()
-        client.wait(10)
+        client.wait(10 * UNIT)
     assert client.returncode in (1, 5)
     assert error.startswith("vmess: vmessd ")
     assert not daemon.socket.exists()
@@ -788,7 +788,7 @@ def test_c23_c24_others_are_kept_out_and_members_known_by_the_kernel_s_word(daem
             cwd="/",
             capture_output=True,
             text=True,
-            timeout=20,
+            timeout=20 * UNIT,
             check=False,
         )
 
@@ -848,7 +848,7 @@ def test_c27_a_member_who_takes_all_places_leaves_some_to_others(daemon: Daemon)
     finally:
         os.close(directory)
         crowd.kill()
-        crowd.communicate(timeout=10)
+        crowd.communicate(timeout=10 * UNIT)
 
 
 # -- Other people's clients --
@@ -896,7 +896,11 @@ def test_the_reference_client_makes_calls(shared: Daemon) -> None:
 
 def varlink_cli(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "varlink.cli", *words], capture_output=True, text=True, timeout=20, check=False
+        [sys.executable, "-m", "varlink.cli", *words],
+        capture_output=True,
+        text=True,
+        timeout=20 * UNIT,
+        check=False,
     )
 
 
@@ -926,6 +930,8 @@ def test_varlinkctl_works(shared: Daemon) -> None:
         (("introspect", str(shared.socket), INTERFACE), "method List"),
         (("call", str(shared.socket), f"{INTERFACE}.List", "{}"), "vms"),
     ):
-        result = subprocess.run(["varlinkctl", *words], capture_output=True, text=True, timeout=20, check=False)
+        result = subprocess.run(
+            ["varlinkctl", *words], capture_output=True, text=True, timeout=20 * UNIT, check=False
+        )
         assert result.returncode == 0, result.stderr
         assert expected in result.stdout

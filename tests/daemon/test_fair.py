@@ -135,7 +135,7 @@ def hostile(daemon: Crowd, ways: Sequence[str], seconds: float) -> Iterator[None
     finally:
         for enemy in enemies:
             enemy.kill()
-            enemy.communicate(timeout=20)
+            enemy.communicate(timeout=20 * UNIT)
 
 
 def served(daemon: Crowd, ways: Sequence[str], seconds: float) -> tuple[float, float]:

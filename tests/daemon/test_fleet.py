@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import CLIENT, FAKE, TESTS, Daemon, own, wait_for
+from daemons import CLIENT, FAKE, TESTS, UNIT, Daemon, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,7 +146,7 @@ def test_nothing_is_booted_while_all_is_shut_down(daemon: Daemon) -> None:
         refused = daemon.vmess("boot")
         assert refused.returncode == 1
         assert refused.stderr.splitlines()[0] == "vmess: all VMs are being stopped"
-        going.communicate(timeout=20)
+        going.communicate(timeout=20 * UNIT)
     assert daemon.status(B)["state"] == "stopped"
     assert steps(lines(daemon, "boot"), "running") == [B]
 
@@ -171,7 +171,7 @@ def test_a_shutdown_puts_an_end_to_a_boot(daemon: Daemon) -> None:
     boot = daemon.client("boot")
     daemon.wait_guest(A)
     assert steps(lines(daemon, "shutdown"), "powered down") == [A]
-    assert boot.communicate(timeout=1)[1].splitlines() == [
+    assert boot.communicate(timeout=1 * UNIT)[1].splitlines() == [
         "vmess: not all VMs were started: a shutdown ended the boot",
         "  hint: vmess list",
     ]
@@ -284,7 +284,7 @@ def test_a_stop_under_way_is_cut_by_a_shutdown_and_a_stop_alone_never_is(tmp_pat
             assert daemon.vmess("shutdown").returncode == 8
             told = [json.loads(line)["progress"] for line in stopping.stdout]
             assert [told[0]["grace"], told[-1]["forced"]] == [5, True]
-            assert stopping.wait(10) == 8
+            assert stopping.wait(10 * UNIT) == 8
 
 
 @pytest.mark.parametrize("seconds", ["9", "86401", "0", "x", "nan"])
@@ -342,7 +342,7 @@ def service_manager() -> Iterator[tuple[str, socket.socket]]:
     ):
         path = str(Path(place, "notify"))
         heard.bind(path)
-        heard.settimeout(10)
+        heard.settimeout(10 * UNIT)
         yield path, heard
 
 
@@ -373,7 +373,7 @@ def test_shutdown_tells_the_service_manager_what_it_waits_for(daemon: Daemon) ->
     daemon.wait_guest(A)
     with service_manager() as (path, heard):
         with shutting_down(daemon, path) as going:
-            assert going.wait(30) == 8
+            assert going.wait(30 * UNIT) == 8
         said = messages(heard)
     assert f"STATUS=waiting for {A} (power button, 1 s)" in said
     longest = max(int(text.partition("=")[2]) for text in said if text.startswith("EXTEND_TIMEOUT_USEC="))
@@ -390,10 +390,10 @@ def test_a_shutdown_is_asked_for_again_where_the_daemon_is_started_anew_meanwhil
             daemon.wait_state(A, "stopping")
             daemon.stop(signal.SIGKILL)
             daemon.start()
-            assert asking.wait(30) == 8
+            assert asking.wait(30 * UNIT) == 8
         finally:
             asking.kill()
-            asking.wait(10)
+            asking.wait(10 * UNIT)
     assert daemon.status(A)["state"] == "stopped"
 
 
@@ -419,7 +419,7 @@ def watched(daemon: Daemon, **environment: str) -> Iterator[socket.socket]:
 
 def next_with(heard: socket.socket, start: str) -> str:
     """Wait for an assignment that begins so."""
-    heard.settimeout(10)
+    heard.settimeout(10 * UNIT)
     while True:
         found = [text for text in heard.recv(4096).decode().splitlines() if text.startswith(start)]
         if found:
@@ -445,7 +445,7 @@ def test_the_daemon_says_how_many_vms_there_are_and_that_it_lives(tmp_path: Path
             f"STATUS=2 VMs, 1 running; waiting for {A} (power button, "
         )
         daemon.done(A, "stop", "force")
-        stop.communicate(timeout=10)
+        stop.communicate(timeout=10 * UNIT)
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGTERM)
         assert next_with(heard, "STOPPING=1")
@@ -592,7 +592,7 @@ def test_c72_ctrl_c_says_what_was_not_started(fake_daemon: Daemon) -> None:
     with fake_daemon.client(A, B, C, "start", "--at-once", "1") as client:
         fake_daemon.wait_state(A, "starting")
         client.send_signal(signal.SIGINT)
-        _, error = client.communicate(timeout=10)
+        _, error = client.communicate(timeout=10 * UNIT)
     assert client.returncode == 130
     assert error.splitlines() == [
         f"vmess: the start of {A} continues; to check: vmess {A} status",

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemons import CLIENT, TESTS, Daemon
+from daemons import CLIENT, TESTS, UNIT, Daemon
 from terminals import Terminal, on_terminal
 
 from vmessctl import app
@@ -156,7 +156,7 @@ def test_what_is_no_terminal_gets_neither_pager_nor_bold_letters(pager: Path) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=30 * UNIT,
         cwd=TESTS.parent,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, EVERYTHING + "\n", "")

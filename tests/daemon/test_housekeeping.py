@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
-from daemons import Daemon, until, wait_for
+from daemons import UNIT, Daemon, until, wait_for
 from labs import Lab, reach, start, stop
 from varlink_wire import Wire, nothing_unforeseen
 
@@ -189,7 +189,7 @@ async def test_one_slow_disk_does_not_delay_another_vm(lab: Lab, monkeypatch: py
         if self.vm == "slow0":
             calls += 1
             entered.set()
-            release.wait(20)
+            release.wait(20 * UNIT)
         return real(self, name, complain)
 
     async with lab.supervisor() as supervisor:

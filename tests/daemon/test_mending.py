@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from amiss import reach, told
-from daemons import processes_of, until
+from daemons import UNIT, processes_of, until
 from labs import QUICK, Lab
 
 from vmessd.core import settings
@@ -212,7 +212,7 @@ async def test_a_start_that_hangs_is_told_to_all_and_can_be_called_off_whatever_
     begin = launcher.launch
 
     def hanging(*words: Any) -> Launched:
-        answers.wait(20)
+        answers.wait(20 * UNIT)
         return begin(*words[:3])  # and does not notice that it was called off
 
     monkeypatch.setattr(launcher, "launch", hanging)
@@ -253,7 +253,7 @@ async def test_c54_a_start_that_was_called_off_and_finds_its_directory_locked_en
     begin = launcher.launch
 
     def hanging(*words: Any) -> Launched:
-        answers.wait(20)
+        answers.wait(20 * UNIT)
         return begin(*words)
 
     monkeypatch.setattr(launcher, "launch", hanging)
@@ -283,7 +283,7 @@ async def test_a_qemu_is_found_and_stopped_although_its_files_do_not_answer(
     recover = adoption.recover
 
     def hanging(*words: Any) -> Launched | None:
-        answers.wait(20)
+        answers.wait(20 * UNIT)
         return recover(*words)
 
     monkeypatch.setattr(adoption, "recover", hanging)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from amiss import reach, told
-from daemons import until
+from daemons import UNIT, until
 from labs import QUICK, Lab, connections
 
 from vmessd.core import lifecycle, settings
@@ -103,7 +103,7 @@ def hanging(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> Iterat
     answers, whole = threading.Event(), getattr(owner, name)
 
     def hang(*words: Any) -> Any:
-        answers.wait(20)
+        answers.wait(20 * UNIT)
         return whole(*words)
 
     with monkeypatch.context() as patch:

@@ -15,7 +15,7 @@ import time
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, processes_of, wait_for
+from daemons import TESTS, UNIT, Daemon, processes_of, wait_for
 from labs import QUICK, Lab, connections, reach, slowest_answer, start, stop
 from varlink_wire import Wire, nothing_unforeseen
 
@@ -190,7 +190,7 @@ async def test_c34_a_stop_during_a_start_that_hangs_ends_both(lab: Lab) -> None:
         await asyncio.to_thread(wait_for, lambda: processes_of(lab.root), 10)
         _, took = await stop(supervisor, "newvm")
         assert took < 2
-        result = await asyncio.wait_for(starting, 2)
+        result = await asyncio.wait_for(starting, 2 * UNIT)
         assert isinstance(result, VmessError)
         assert "was cancelled by a stop" in result.message
 

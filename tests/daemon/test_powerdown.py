@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, own
+from daemons import TESTS, UNIT, Daemon, own
 
 from vmessd import powerdown
 from vmessd.config import read
@@ -82,7 +82,7 @@ def vmessd(*words: str | os.PathLike[str]) -> "subprocess.Popen[str]":
 
 
 def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
-    said = process.communicate(timeout=30)[1]
+    said = process.communicate(timeout=30 * UNIT)[1]
     assert "Traceback" not in said
     return process.returncode, said
 
@@ -132,7 +132,9 @@ def test_c52_check_says_what_a_shutdown_passes_over(tmp_path: Path) -> None:
     file = tmp_path / "vmessd.toml"
     file.write_text(f"vmdir = '{tmp_path}/vms'\nqemu = 'no-such-qemu'\nunknown = 1\n")
     words = [sys.executable, "-m", "vmessd", "--shutdown", "--check", "--config", str(file)]
-    done = subprocess.run(words, capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20)
+    done = subprocess.run(
+        words, capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20 * UNIT
+    )
     assert f"vmdir = {tmp_path}/vms\n" in done.stdout
     assert done.stderr.startswith(f"vmessd: ignored: configuration {file}: 'unknown' is not one of ")
 
@@ -192,7 +194,7 @@ def test_a_root_that_somebody_has_who_does_not_answer_is_told(tmp_path: Path) ->
             text=True,
             check=False,
             cwd=TESTS.parent,
-            timeout=20,
+            timeout=20 * UNIT,
         )
     finally:
         os.close(lock)
@@ -215,7 +217,7 @@ async def test_a_root_that_does_not_answer_holds_no_other_up(
 
     def hanging(path: Any, *words: Any, **options: Any) -> os.stat_result:
         if isinstance(path, str | os.PathLike) and os.fspath(path).startswith(str(hung)):
-            answers.wait(5)
+            answers.wait(5 * UNIT)
         return stat(path, *words, **options)
 
     monkeypatch.setattr(blocking, "LOOK", 0.2)
@@ -313,5 +315,5 @@ async def test_a_queue_that_others_fill_is_waited_in(tmp_path: Path) -> None:
         done, _ = await asyncio.wait({waits}, timeout=0.1)
         assert not done
         listening.accept()[0].close()
-        with await asyncio.wait_for(waits, 5) as connected:
+        with await asyncio.wait_for(waits, 5 * UNIT) as connected:
             assert connected.getpeername() == str(tmp_path / "s")

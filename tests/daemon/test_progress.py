@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import AS_VMESSCTL, Daemon, own
+from daemons import AS_VMESSCTL, UNIT, Daemon, own
 from hypothesis import given
 from hypothesis import strategies as st
 from terminals import Page, Terminal, on_terminal
@@ -28,7 +28,7 @@ def test_what_goes_through_a_pipe_is_not_drawn_over(daemon: Daemon) -> None:
     master, slave = os.openpty()
     try:
         with daemon.client(A, B, "start", stderr=slave) as client:
-            out, _ = client.communicate(timeout=20)
+            out, _ = client.communicate(timeout=20 * UNIT)
         os.write(slave, b"|")
         assert os.read(master, 4096) == b"|"
         assert sorted(line.split()[0] for line in out.splitlines()) == [f"{A}:", f"{B}:"]

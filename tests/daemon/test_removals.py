@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from amiss import failing
-from daemons import until
+from daemons import UNIT, until
 from labs import Lab
 
 from vmessd.core.errors import Failed, NoSuchVM
@@ -55,7 +55,7 @@ async def test_a_daemon_is_ready_although_a_removal_takes_long(
     answers = threading.Event()
 
     def slow(path: Path) -> None:
-        answers.wait(20)
+        answers.wait(20 * UNIT)
         shutil.rmtree(path)
         path.mkdir()
 
@@ -64,7 +64,7 @@ async def test_a_daemon_is_ready_although_a_removal_takes_long(
     lab.make_fake("newvm0", "good")
     (lab.root / f"{vmdir.REMOVED}old0-0badcafe").mkdir()
     try:
-        async with asyncio.timeout(5), lab.supervisor() as all_vms:
+        async with asyncio.timeout(5 * UNIT), lab.supervisor() as all_vms:
             assert [one.vm for one in await all_vms.everyone()] == ["newvm0"]
             answers.set()
             await until(lambda: os.listdir(lab.root) == ["newvm0"])

@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from daemons import FAKE, Daemon, end_processes_of, own, wait_for
+from daemons import FAKE, UNIT, Daemon, end_processes_of, own, wait_for
 
 from vmessd.core import lifecycle
 from vmessd.core.lifecycle import IN_WORDS, RESTARTS_MAX, STEADY, Policy, Reason, State
@@ -177,7 +177,7 @@ def test_a_stop_that_another_daemon_sees_the_end_of_is_a_stop(daemon: Daemon) ->
             lambda: json.loads(run.read_text())["stopping"], what="the note of the stop, which no signal awaits"
         )
         daemon.stop(signal.SIGKILL)
-        asking.communicate(timeout=10)
+        asking.communicate(timeout=10 * UNIT)
     daemon.start()
     os.kill(daemon.status(A)["pid"], signal.SIGKILL)
     status = daemon.wait_state(A, "stopped")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, WiredDaemon, own, wait_for
+from daemons import UNIT, Daemon, WiredDaemon, own, wait_for
 from guests import FILLED
 
 from vmessctl.client import Client
@@ -173,7 +173,7 @@ async def test_watchers_are_told_when_the_daemon_ends() -> None:
     await asyncio.sleep(0)
     await counted.sampler.close()
     with pytest.raises(Failed, match="vmessd is ending"):
-        await asyncio.wait_for(waiting, 1)
+        await asyncio.wait_for(waiting, 1 * UNIT)
 
 
 @pytest.mark.alone

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, own
+from daemons import TESTS, UNIT, Daemon, own
 
 A = own("a")
 CLOSED = [each for count in (1, 2, 3) for each in itertools.combinations(range(3), count)]
@@ -22,7 +22,7 @@ def closing(numbers: tuple[int, ...]) -> dict[str, Any]:
 
 
 def run(numbers: tuple[int, ...], *words: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 30, **options}
+    options = {"capture_output": True, "stdin": subprocess.DEVNULL, "timeout": 30 * UNIT, **options}
     command = [*closing(numbers)["inside"], sys.executable, *words]
     return subprocess.run(command, text=True, check=False, cwd=TESTS.parent, **options)
 

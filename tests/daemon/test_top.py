@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from terminals import on_terminal
@@ -261,7 +261,7 @@ def test_whoever_has_had_enough_is_no_error(daemon: Daemon) -> None:
     assert client.stderr is not None
     assert "0 of 1 VM on" in client.stdout.readline()
     client.stdout.close()
-    assert client.wait(10) == 141
+    assert client.wait(10 * UNIT) == 141
     assert client.stderr.read() == ""
     client.stderr.close()
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import AS_VMESSCTL, CLIENT, TESTS, Daemon, wait_for
+from daemons import AS_VMESSCTL, CLIENT, TESTS, UNIT, Daemon, wait_for
 from ovas import descriptor, ova
 from ovas import file as ovf_file
 from terminals import on_terminal
@@ -213,7 +213,7 @@ def test_c91_nothing_stays_of_a_transfer_whose_client_is_gone(daemon: Daemon, tm
         client.stdin.flush()
         wait_for(lambda: any(name.startswith(MAKING) for name in os.listdir(daemon.root)), what="an import")
         client.send_signal(signal.SIGINT)
-        assert client.wait(20) == 130
+        assert client.wait(20 * UNIT) == 130
     wait_for(lambda: os.listdir(daemon.root) == ["newvm0"], what="the end of the import")
     assert [path.name for path in tmp_path.glob("*.tar")] == ["whole.tar"]
     wait_for(lambda: daemon.descriptors() == before, what="as many descriptors as before")
@@ -238,7 +238,7 @@ def test_a_disk_that_is_full_ends_an_export_with_a_line(daemon: Daemon, tmp_path
         Path("/dev/full").open("wb") as full,
         piped(daemon, "newvm", "export", "-", stdout=full, stderr=subprocess.PIPE) as client,
     ):
-        _, told = client.communicate(timeout=20)
+        _, told = client.communicate(timeout=20 * UNIT)
     assert client.returncode == 1
     assert told == b"vmess: standard output cannot be written: no space left on device\n"
     limited = ("prlimit", "--fsize=300000", *AS_VMESSCTL)
@@ -291,7 +291,7 @@ def test_c92_a_full_disk_in_the_middle_of_an_import_leaves_nothing(small: Small,
         client.stdin.flush()
         wait_for(lambda: any(small.inside_root.glob(f"{MAKING}*/*.img")), what="an import")
         (small.inside_root / "ballast").write_bytes(bytes(5 * MIB))
-        _, said = client.communicate(archive[MIB:], timeout=30)
+        _, said = client.communicate(archive[MIB:], timeout=30 * UNIT)
     assert client.returncode == 1
     assert said.decode() == "vmess: VM newvm0 cannot be written: no space left on device\n"
     assert os.listdir(small.inside_root) == ["ballast"]

@@ -65,7 +65,7 @@ def wait(
         yield waiter
     finally:
         waiter.process.kill()
-        waiter.process.communicate(timeout=10)
+        waiter.process.communicate(timeout=10 * UNIT)
 
 
 @pytest.mark.parametrize("program", ["vmess", "vmessctl"])
@@ -221,7 +221,7 @@ class VMSocket:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(10 * UNIT)
         self.path = path
 
     def __enter__(self) -> Self:

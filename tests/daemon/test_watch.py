@@ -45,7 +45,7 @@ def test_a_life_is_told_in_lines(daemon: Daemon) -> None:
         reader.expect("  removed  ")
         lines = reader.lines()
         reader.process.send_signal(signal.SIGINT)
-        assert reader.process.wait(10) == 130
+        assert reader.process.wait(10 * UNIT) == 130
         reader.read(1)
         assert reader.error == "", "Ctrl-C is no matter for words"
     assert {vm for vm, *_ in lines} == {A}
@@ -255,7 +255,7 @@ def test_a_daemon_that_does_not_come_back_is_told_of(daemon: Daemon, line: str) 
         try:
             wait_for(lambda: is_waiting(client), what="the call")
             daemon.stop()
-            out, error = client.communicate(timeout=10)
+            out, error = client.communicate(timeout=10 * UNIT)
         finally:
             client.kill()
     assert (client.returncode, out) == (5, "")
@@ -272,7 +272,7 @@ def test_a_watch_whose_reader_has_had_enough_ends(daemon: Daemon) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=10,  # nothing happens that it could find out by
+        timeout=10 * UNIT,  # nothing happens that it could find out by
         cwd=TESTS.parent,
     )
     assert (json.loads(done.stdout)["event"], done.stderr) == ("watching", "")

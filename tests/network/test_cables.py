@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import pytest
-from daemons import WiredDaemon, lines_of, refused, wait_for
+from daemons import UNIT, WiredDaemon, lines_of, refused, wait_for
 from frames import BROADCAST, EVERY_KIND, Capture, Station, octets, received, until_heard, with_mark
 from wired_vms import crash, healthy, heard, make_seen, monitor, nics, seen
 
@@ -399,7 +399,7 @@ def test_every_frame_passes_a_socket_unchanged_and_is_captured(unprivileged: Wir
             wait_for(lambda: file.exists() and file.stat().st_size >= 24, what="the capture")  # noqa: B023
             for frame in sent:
                 send(frame)
-            assert client.wait(20) == 0
+            assert client.wait(20 * UNIT) == 0
         assert [frame.data for frame in Reader(None, 0).frames(file.read_bytes(), 0)] == sent
 
 

@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from daemons import WiredDaemon, wait_for
+from daemons import UNIT, WiredDaemon, wait_for
 from frames import Capture
 from wired_vms import releasing, talker
 
@@ -50,7 +50,7 @@ def test_c124_an_interface_that_is_unplugged_ends_its_capture_and_no_other(
     try:
         wait_for(lambda: all((tmp_path / f"{number}.pcap").exists() for number in (0, 1)), what="both captures")
         wired.done("newvm", "ifadd", "1", "br0")
-        assert second.wait(20) == 0
+        assert second.wait(20 * UNIT) == 0
         assert second.stderr is not None
         assert second.stderr.readline() == "newvm0e1: interface 1 was unplugged\n"
         time.sleep(0.3)
@@ -58,7 +58,7 @@ def test_c124_an_interface_that_is_unplugged_ends_its_capture_and_no_other(
     finally:
         for client in (first, second):
             client.kill()
-            client.communicate(timeout=10)
+            client.communicate(timeout=10 * UNIT)
 
 
 @pytest.mark.long
@@ -73,11 +73,13 @@ def test_the_header_of_a_virtio_card_is_taken_off(wired: WiredDaemon, tmp_path: 
     try:
         wait_for(lambda: client.poll() is not None or _waits(client), what="the wait")
         wired.done("newvm", "start")
-        assert client.wait(120) == 0
+        assert client.wait(120 * UNIT) == 0
     finally:
         client.kill()
-        client.communicate(timeout=10)
-    told = subprocess.run(["tcpdump", "-n", "-r", file], capture_output=True, text=True, check=True, timeout=20)
+        client.communicate(timeout=10 * UNIT)
+    told = subprocess.run(
+        ["tcpdump", "-n", "-r", file], capture_output=True, text=True, check=True, timeout=20 * UNIT
+    )
     assert told.stdout.count("0.0.0.0.68 > 255.255.255.255.67: BOOTP/DHCP, Request") == 2
 
 

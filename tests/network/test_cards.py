@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import FAKE, Daemon, WiredDaemon, lines_of, refused, wait_for
+from daemons import FAKE, UNIT, Daemon, WiredDaemon, lines_of, refused, wait_for
 from hypothesis import given
 from hypothesis import strategies as st
 from watchers import watching
@@ -741,7 +741,7 @@ def test_c59_a_daemon_that_ends_before_a_move_leaves_no_link_down(make_wired: Ma
         client = wired.client("newvm", "connect", "0", "other")
         wired.wait_log("it begins")
         assert wired.stop() == 0
-        client.communicate(timeout=30)
+        client.communicate(timeout=30 * UNIT)
         assert wired.wiring()["newvm0e0"] == "other"
         assert guest.links() == [True]
         assert not (directory / "CABLES").exists()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 import pytest
-from daemons import FAKE, WiredDaemon, refused, wait_for
+from daemons import FAKE, UNIT, WiredDaemon, refused, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Locked
@@ -29,7 +29,7 @@ def test_a_bridge_that_somebody_uses_by_now_outlives_the_failure_of_who_made_it(
     client = wired.client("leaf", "ifadd", "2", "-", "fresh")
     wait_for(lambda: wired.wiring().get("leaf0e1") == "fresh", 5, "the bridge")
     wired.done("spine", "connect", "0", "fresh")
-    assert "does not answer" in client.communicate(timeout=30)[1]
+    assert "does not answer" in client.communicate(timeout=30 * UNIT)[1]
     assert wired.wiring() == {"fresh": None, "leaf0e0": None, "spine0e0": "fresh"}
 
 
@@ -39,7 +39,7 @@ def test_what_is_taken_back_is_never_another_link_by_that_name(make_wired: MakeW
     client = wired.client("leaf", "ifadd", "2", "-", "-")
     wait_for(lambda: "LOWER_UP" not in wired.links().get("leaf0e1", {"flags": ["LOWER_UP"]})["flags"], 5, "it")
     wired.ip("link delete leaf0e1", "link property add dev precious altname leaf0e1")
-    client.communicate(timeout=30)
+    client.communicate(timeout=30 * UNIT)
     assert {"precious", "other"} <= wired.links().keys()
     assert not wired.links()["precious"].get("ifalias")
 
@@ -146,7 +146,7 @@ def test_a_daemon_that_is_to_end_finishes_or_takes_back_what_is_under_way(make_w
     client = wired.client("leaf", "ifadd", "2", "lab", "fresh")
     wait_for(lambda: wired.wiring().get("leaf0e1") == "fresh", 5, "the bridge")
     assert wired.stop() == 0
-    client.communicate(timeout=30)
+    client.communicate(timeout=30 * UNIT)
     assert wired.noted("leaf0") == "-"
     assert wired.wiring() == {"leaf0e0": None, "spine0e0": None}
 

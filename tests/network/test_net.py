@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from daemons import WiredDaemon, lines_of, refused, wait_for
+from daemons import UNIT, WiredDaemon, lines_of, refused, wait_for
 from frames import BROADCAST, Station, octets, received, until_heard
 
 from vmessd.network import links
@@ -132,7 +132,9 @@ def test_the_lines_of_ifstat_recreate_what_they_show(wired: WiredDaemon) -> None
 def test_names_that_shells_and_terminals_would_obey_are_shown_harmless(wired: WiredDaemon) -> None:
     for name in ("a;b", "a$b", "a'b", "\x1b[31m"):
         subprocess.run(
-            ["ip", "-n", wired.namespace.name, "link", "add", name, "type", "bridge"], check=True, timeout=30
+            ["ip", "-n", wired.namespace.name, "link", "add", name, "type", "bridge"],
+            check=True,
+            timeout=30 * UNIT,
         )
     shown = wired.done("net")
     assert "\x1b" not in shown

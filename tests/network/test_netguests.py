@@ -16,7 +16,7 @@ from pathlib import Path
 
 import netguests
 import pytest
-from daemons import wait_for
+from daemons import UNIT, wait_for
 
 pytestmark = pytest.mark.qemu
 
@@ -55,7 +55,7 @@ class Lab:
 
     def run(self, *words: str) -> None:
         """Run a command in the namespace to its end."""
-        subprocess.run([*self.inside, *words], check=True, timeout=30)
+        subprocess.run([*self.inside, *words], check=True, timeout=30 * UNIT)
 
     def spawn(self, *words: str, output: Path) -> "subprocess.Popen[bytes]":
         """Start a program in the namespace."""
@@ -91,9 +91,9 @@ class Lab:
             for process in self.processes:
                 process.kill()
             for process in self.processes:
-                process.wait(10)
+                process.wait(10 * UNIT)
         finally:
-            subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30)
+            subprocess.run(["ip", "netns", "del", self.name], check=True, timeout=30 * UNIT)
 
 
 @pytest.fixture

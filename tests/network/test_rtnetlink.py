@@ -220,7 +220,7 @@ with rtnetlink.Netlink() as kernel:
     assert loaded()
 assert rtnetlink.any_link(lambda name: False)  # from now on, the look itself tells
 """
-    subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent, check=True, timeout=60 * UNIT)
 
 
 WATCHED = """
@@ -286,17 +286,24 @@ def in_namespace(check: Callable[[], None]) -> Callable[[], None]:
 
 def ip(*lines: str) -> None:
     """Do what lines of ip(8) say, without the word `ip`."""
-    subprocess.run(["ip", "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True, timeout=20)
+    subprocess.run(
+        ["ip", "-batch", "-"], input="\n".join(lines) + "\n", text=True, check=True, timeout=20 * UNIT
+    )
 
 
 def knows(line: str) -> bool:
     """Try a line of ip(8) that this kernel may not have, and tell whether it has."""
-    return subprocess.run(["ip", *line.split()], capture_output=True, check=False, timeout=20).returncode == 0
+    return (
+        subprocess.run(["ip", *line.split()], capture_output=True, check=False, timeout=20 * UNIT).returncode
+        == 0
+    )
 
 
 def shown(name: str) -> dict[str, Any]:
     """Return what ip(8) knows of a link."""
-    done = subprocess.run(["ip", "-d", "-j", "link", "show", name], capture_output=True, check=True, timeout=20)
+    done = subprocess.run(
+        ["ip", "-d", "-j", "link", "show", name], capture_output=True, check=True, timeout=20 * UNIT
+    )
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found[0]
 
@@ -573,7 +580,7 @@ def test_what_the_host_has_heard_is_read() -> None:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as sender:
             sender.bind(("vethB0", 0))
             sender.send(frame)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 * UNIT
         while Neighbour(port.index, bridge.index, MAC, None, permanent=False) not in kernel.forwarding():
             assert time.monotonic() < deadline, kernel.forwarding()
             time.sleep(0.01)
@@ -793,7 +800,7 @@ def test_what_a_bridge_learns_of_the_macs_asked_for_is_told_and_nothing_else() -
         learned.listen([MAC])
         sender.bind(("vethB0", 0))
         heard: list[Neighbour] = []
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 5 * UNIT
         while not heard:
             assert time.monotonic() < deadline
             for mac in (other, MAC):

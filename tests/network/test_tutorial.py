@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, WiredDaemon, end_processes_of
+from daemons import TESTS, UNIT, WiredDaemon, end_processes_of
 
 from vmessd import __version__
 
@@ -63,7 +63,7 @@ class Reader:
             stderr=subprocess.STDOUT,
             text=True,
             check=False,
-            timeout=600,
+            timeout=600 * UNIT,
             **options,
         )
         assert done.returncode == 0, f"{line}: {done.stdout}"

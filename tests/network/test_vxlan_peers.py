@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import WiredDaemon, lines_of, refused, wait_for
+from daemons import UNIT, WiredDaemon, lines_of, refused, wait_for
 from frames import BROADCAST, Station
 
 TO_LEFT, TO_RIGHT = "06:00:00:00:00:01", "06:00:00:00:00:02"
@@ -16,7 +16,7 @@ TYPE = 0x88B5  # for local experiments, IEEE 802
 def flooding(daemon: WiredDaemon, link: str = "vxlan7") -> list[str]:
     """Where a VXLAN floods, as bridge(8) says."""
     words = ["bridge", "-n", daemon.namespace.name, "-json", "fdb", "show", "dev", link]
-    shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30)
+    shown = subprocess.run(words, capture_output=True, text=True, check=True, timeout=30 * UNIT)
     entries = json.loads(shown.stdout)
     return sorted(
         f"{one['dst']} {one['state']} {' '.join(one['flags'])}"

@@ -23,7 +23,7 @@ from typing import Any
 
 import guests
 import pytest
-from daemons import FAKE, TESTS, Namespace, WiredDaemon, held_by, lines_of, refused, wait_for
+from daemons import FAKE, TESTS, UNIT, Namespace, WiredDaemon, held_by, lines_of, refused, wait_for
 from packages import need_public_checkout
 from wired_vms import BROKEN_DISK, HURRIED, crash, healthy, heard, monitor, nics, releasing, talker, watched
 
@@ -462,7 +462,7 @@ def test_cards_that_a_guest_holds_on_to_are_pending(wired: WiredDaemon) -> None:
     began = time.monotonic()
     clients = [wired.client(vm, "ifdel") for vm in vms]
     for vm, client in zip(vms, clients, strict=True):
-        stdout, stderr = client.communicate(timeout=20)
+        stdout, stderr = client.communicate(timeout=20 * UNIT)
         assert (client.returncode, stdout) == (6, "")
         assert [line.split(":")[:2] for line in stderr.splitlines()] == [
             [f"{vm}e0", " pending"],
@@ -531,7 +531,7 @@ def test_a_stop_while_cards_are_being_unplugged_is_no_reason_to_wait(wired: Wire
     wait_for(lambda: wired.links()["newvm0e0"].get("ifalias") != wired.mark(), what="the mark")
     wired.done("newvm", "stop")
     assert wired.wiring() == {"bridge1": None}
-    stdout, stderr = client.communicate(timeout=20)
+    stdout, stderr = client.communicate(timeout=20 * UNIT)
     assert (client.returncode, stderr) == (0, "")
     assert stdout.splitlines() == ["Set 'newvm0e0' nonpersistent", "Set 'newvm0e1' nonpersistent"]
 

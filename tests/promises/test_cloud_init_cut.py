@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pycdlib
-from daemons import Daemon
+from daemons import UNIT, Daemon
 
 # vmessd that kills itself at one of the calls that change the VM directory while cloud-init is being set.
 MORTAL = """
@@ -77,7 +77,7 @@ def test_c97_killed_at_any_moment_the_medium_is_whole(
         survived = daemon.vmess(*words).returncode == 0
         if not survived:
             assert daemon.process is not None
-            daemon.process.wait(10)
+            daemon.process.wait(10 * UNIT)
             daemon.process = None
         else:
             daemon.stop()

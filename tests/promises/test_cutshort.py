@@ -6,7 +6,7 @@ Each moment was found by chance, by killing daemons at random.
 from collections.abc import Callable
 
 import pytest
-from daemons import WiredDaemon, held_by, processes_of, wait_for
+from daemons import UNIT, WiredDaemon, held_by, processes_of, wait_for
 
 pytestmark = pytest.mark.qemu
 
@@ -38,7 +38,7 @@ def dies(wired: WiredDaemon, where: str, *words: str, after: bool = True) -> Non
     started(wired, words[0])
     assert wired.vmess(*words).returncode == 5
     assert wired.process is not None
-    wired.process.wait(10)
+    wired.process.wait(10 * UNIT)
     wired.program = whole
     started(wired, words[0])
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from daemons import FAKE, Daemon, end_processes_of, until, wait_for
+from daemons import FAKE, UNIT, Daemon, end_processes_of, until, wait_for
 
 from vmessd.core.errors import Failed, NoSuchVM
 from vmessd.core.lifecycle import RUNG_TIME, Rung, State, Step
@@ -199,7 +199,7 @@ async def test_a_daemon_that_was_held_up_gives_each_rung_its_time() -> None:
             break
         taken.append(loop.time())
         if len(taken) < len(late):
-            await asyncio.wait_for(due.wait(), 5)
+            await asyncio.wait_for(due.wait(), 5 * UNIT)
     pauses = [later - earlier for earlier, later in itertools.pairwise(taken)]
     assert all(pause >= RUNG_TIME - 0.05 for pause in pauses), pauses
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import WiredDaemon, end_processes_of, held_by, processes_of
+from daemons import UNIT, WiredDaemon, end_processes_of, held_by, processes_of
 from faults import MODES, Faults, library, open_files
 
 from vmessctl.client import Client
@@ -131,7 +131,7 @@ class Bench:
 
     def restart(self) -> None:
         assert self.daemon.process is not None
-        assert self.daemon.process.wait(10) == -signal.SIGKILL
+        assert self.daemon.process.wait(10 * UNIT) == -signal.SIGKILL
         self.daemon.start()
         self.descriptors = open_files(self.daemon.pid)
 

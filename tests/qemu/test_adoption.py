@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, own, processes_of, wait_for
+from daemons import TESTS, UNIT, Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 
@@ -56,7 +56,7 @@ def ended_at_last(process: "subprocess.Popen[Any]") -> Iterator["subprocess.Pope
         yield process
     finally:
         process.kill()
-        process.wait(10)
+        process.wait(10 * UNIT)
 
 
 # Whoever comes next knows the VMs
@@ -421,7 +421,7 @@ def second(root: Path, control: Path) -> "subprocess.CompletedProcess[str]":
         text=True,
         check=False,
         cwd=TESTS.parent,
-        timeout=20,
+        timeout=20 * UNIT,
     )
 
 

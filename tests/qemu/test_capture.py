@@ -53,7 +53,7 @@ def capturing(daemon: Daemon, *words: str) -> "Iterator[subprocess.Popen[str]]":
         yield client
     finally:
         client.kill()
-        client.communicate(timeout=10)
+        client.communicate(timeout=10 * UNIT)
 
 
 def memories(daemon: Daemon, vm: str, *, writing: bool = False) -> int:
@@ -78,7 +78,7 @@ def test_frames_go_to_a_file_that_tcpdump_reads_too(daemon: Daemon, tmp_path: Pa
     mac = bytes.fromhex(names.mac(A, 0).replace(":", ""))
     assert [frame.data[:14] for frame in frames(file)] == [b"\xff" * 6 + mac + b"\x88\xb5"] * 5
     witness = subprocess.run(
-        ["tcpdump", "-n", "-tt", "-r", file], capture_output=True, text=True, check=False, timeout=20
+        ["tcpdump", "-n", "-tt", "-r", file], capture_output=True, text=True, check=False, timeout=20 * UNIT
     )
     times = [float(line.split()[0]) for line in witness.stdout.splitlines() if not line.startswith("\t")]
     assert len(times) == 5
@@ -95,13 +95,13 @@ def test_frames_go_to_a_pipe_until_its_reader_has_had_enough(daemon: Daemon, tmp
         assert client.stdout is not None
         assert len(client.stdout.buffer.read(24 + 2 * 76)) == 176  # type: ignore[attr-defined]
         client.stdout.close()
-        assert client.wait(10) == 141
+        assert client.wait(10 * UNIT) == 141
         client.stdout = None
     with capturing(daemon, A, "capture", "0", "--filter", "arp") as client:
         assert client.stdout is not None
         client.stdout.buffer.read(24)  # type: ignore[attr-defined]
         client.stdout.close()
-        assert client.wait(10) == 141
+        assert client.wait(10 * UNIT) == 141
         client.stdout = None
     result = daemon.vmess(A, "capture", "0", f"{tmp_path}/out", "--seconds", "0.3", "--filter", "arp")
     assert (result.returncode, result.stderr) == (0, f"{A}e0: 0 frames, 24 bytes\n")
@@ -160,7 +160,7 @@ def test_a_capture_of_a_vm_that_is_off_begins_with_its_first_frame_and_ends_with
         daemon.done(A, "start")
         wait_for(lambda: file.exists() and file.stat().st_size > 300, what="frames")
         daemon.done(A, "stop", "force")
-        assert client.wait(10) == 0
+        assert client.wait(10 * UNIT) == 0
         assert client.stderr.readline() == f"{A}e0: forced off\n"
         count = len(frames(file))
         assert client.stderr.readline().startswith(f"{A}e0: {count} frames, ")
@@ -173,7 +173,7 @@ def test_ctrl_c_ends_a_capture_and_a_wait_for_one(daemon: Daemon, tmp_path: Path
         with capturing(daemon, A, "capture", "0", str(file)) as client:
             wait_for(lambda: file.exists() and file.stat().st_size >= (176 if number else 24), what=state)  # noqa: B023
             client.send_signal(signal.SIGINT)
-            assert client.wait(10) == 130
+            assert client.wait(10 * UNIT) == 130
             assert len(frames(file)) >= 2 * number
         if state == "off":
             daemon.done(A, "start")
@@ -199,7 +199,7 @@ def test_c122_a_capture_that_is_not_read_ends_and_the_guest_goes_on(daemon: Daem
     daemon.start()
     talking(daemon, A)
     with capturing(daemon, A, "capture", "0", str(tmp_path / "out.pcap")) as client:
-        assert client.wait(20) == 0
+        assert client.wait(20 * UNIT) == 0
         assert client.stderr is not None
         assert client.stderr.readline() == f"{A}e0: more than 8K were not read in time\n"
     assert daemon.status(A)["state"] == "running"
@@ -219,7 +219,7 @@ def test_c123_neither_a_client_nor_a_daemon_that_is_killed_leaves_a_capture_behi
                 client.kill()
             else:
                 daemon.stop(signal.SIGKILL)
-                assert client.wait(10) == 5
+                assert client.wait(10 * UNIT) == 5
                 assert len(frames(file)) >= 2
                 daemon.start()
         wait_for(lambda: memories(daemon, A) == 0, what="the end of the filter")
@@ -248,7 +248,7 @@ def test_captures_that_are_left_while_a_start_begins_them_are_not_begun(daemon: 
         start = daemon.client(A, "start")
         with contextlib.suppress(VmessError):  # one may be too late, and sees the end of what it waits for
             clients[0].receive()
-    assert start.wait(30) == 0
+    assert start.wait(30 * UNIT) == 0
     start.communicate()
     wait_for(lambda: memories(daemon, A, writing=True) == 0, what="the end of the filters")
     time.sleep(0.5)

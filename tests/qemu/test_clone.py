@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from test_disks import child_of
 from test_snapshots import M, image, images, kept, listed, made, same, top_of, write
 
@@ -110,7 +110,7 @@ def test_c102_a_linked_clone_of_a_vm_that_stands_on_an_image_takes_no_space_eith
     daemon.done(A, "clone", B, "--linked")
     assert listed(daemon) == ["one"]
     lots = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 4M 8M", str(top_of(daemon))]
-    subprocess.run(lots, check=True, capture_output=True, timeout=30)
+    subprocess.run(lots, check=True, capture_output=True, timeout=30 * UNIT)
     content = kept(daemon, "source")
     daemon.done(A, "clone", C, "--linked")
     assert listed(daemon) == ["one", C]
@@ -118,7 +118,7 @@ def test_c102_a_linked_clone_of_a_vm_that_stands_on_an_image_takes_no_space_eith
     same(daemon, content, C)
     same(daemon, content)
     daemon.done(C, "rm", "--yes")
-    subprocess.run(lots, check=True, capture_output=True, timeout=30)
+    subprocess.run(lots, check=True, capture_output=True, timeout=30 * UNIT)
     daemon.done(A, "clone", C, "--linked")
     assert listed(daemon) == ["one", C, time.strftime("%Y-%m-%d")]
     same(daemon, content, C)
@@ -160,16 +160,16 @@ def cut_short(daemon: Daemon, client: "subprocess.Popen[str]", moment: float, wh
         with contextlib.suppress(AssertionError, psutil.Error):
             if child := wait_for(lambda: child_of(daemon), moment, "qemu-img"):
                 child.kill()
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         return
     with contextlib.suppress(subprocess.TimeoutExpired):
         client.wait(moment)
     if what == "client":
         client.send_signal(signal.SIGINT)
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         return
     daemon.stop(signal.SIGKILL)
-    client.communicate(timeout=20)
+    client.communicate(timeout=20 * UNIT)
     daemon.start()
 
 
@@ -259,10 +259,10 @@ def test_output_that_nobody_takes_is_a_status(daemon: Daemon, words: tuple[str, 
     writing = closed_pipe()
     client = daemon.client(*words, stdout=writing)
     os.close(writing)
-    assert (client.communicate(timeout=20)[1], client.returncode) == ("", 141)
+    assert (client.communicate(timeout=20 * UNIT)[1], client.returncode) == ("", 141)
     with open("/dev/full", "w") as full:
         client = daemon.client(*words, stdout=full)
-        assert client.communicate(timeout=20)[1].count("\n") == 1
+        assert client.communicate(timeout=20 * UNIT)[1].count("\n") == 1
     assert client.returncode == 1
 
 
@@ -278,7 +278,7 @@ def test_four_at_once_make_one_vm(daemon: Daemon) -> None:
     daemon.done(A, "export", str(daemon.directory / "a.tar"))
     for words in ((A, "clone", B), ("import", str(daemon.directory / "a.tar"), B)):
         clients = [daemon.client(*words) for _ in range(4)]
-        said = [client.communicate(timeout=30)[1] for client in clients]
+        said = [client.communicate(timeout=30 * UNIT)[1] for client in clients]
         assert sorted(client.returncode == 0 for client in clients) == [False, False, False, True], said
         assert all(text.count("\n") <= 2 for text in said), said
         wait_for(lambda: not hidden(daemon), what="no half of a VM")

@@ -57,7 +57,7 @@ def test_cloud_init_makes_a_user_who_logs_in_with_a_key(
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True, timeout=30
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", tmp_path / "id"], check=True, timeout=30 * UNIT
     )
     (tmp_path / "secret").write_text("sesame\n")
     vm = own("c")

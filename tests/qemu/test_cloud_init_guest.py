@@ -27,7 +27,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_STATE_HOME", str(place / "state with a space"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     words = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "you@host", "-f", str(place / "id")]
-    subprocess.run(words, check=True, timeout=30)
+    subprocess.run(words, check=True, timeout=30 * UNIT)
     return place
 
 

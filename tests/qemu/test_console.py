@@ -20,7 +20,7 @@ import pytest
 from accounts import NOBODY, of_nobody
 from consoles import VM as A
 from consoles import running
-from daemons import CLIENT, TESTS, Daemon, a_qemu_that_hangs_is_told, wait_for
+from daemons import CLIENT, TESTS, UNIT, Daemon, a_qemu_that_hangs_is_told, wait_for
 
 from vmessctl.client import Client
 from vmessctl.commands.console.attached import MODES_END, SCREEN_END
@@ -39,7 +39,7 @@ def attached(daemon: Daemon, *words: str, wrapper: str = "exec") -> Iterator[Any
         ["-c", f"read -r; {wrapper} {command}"],
         env=daemon.environment(),
         cwd=str(TESTS.parent),
-        timeout=10,
+        timeout=10 * UNIT,
         dimensions=(24, 200),
     )
     try:
@@ -85,7 +85,7 @@ def piped(
         yield client
     finally:
         client.kill()
-        client.wait(10)
+        client.wait(10 * UNIT)
         for stream in (client.stdin, client.stdout, client.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -151,7 +151,7 @@ def test_c69_a_pipe_leaves_a_terminal_as_it_was_and_sends_nothing_of_its_own_els
     shown = pexpect.run(f"sh -c {shlex.quote(command)}", env=daemon.environment(), cwd=str(TESTS.parent))
     assert shown.decode() == f"\x1b[31mred{MODES_END}"
     with piped(daemon) as client:
-        out, _ = client.communicate(b"\x1b[31mred", timeout=10)
+        out, _ = client.communicate(b"\x1b[31mred", timeout=10 * UNIT)
     assert out == b"\x1b[31mred"
 
 
@@ -407,7 +407,7 @@ def test_c32_a_console_that_nobody_reads_stops_neither_guest_nor_daemon(daemon: 
         assert time.monotonic() - began < 3
         wait_for(lambda: grows(log), 10, "the end of it")
         os.kill(client.pid, signal.SIGCONT)
-        out, said = client.communicate(timeout=10)
+        out, said = client.communicate(timeout=10 * UNIT)
     assert client.returncode == 1
     assert b"it was not read, so the serial port of the guest was blocked" in said
     assert b"!\"#$%&'()" in out
@@ -443,7 +443,7 @@ def test_a_terminal_that_takes_nothing_can_be_left(daemon: Daemon) -> None:
 def test_without_a_terminal_it_is_a_pipe(daemon: Daemon) -> None:
     running(daemon)
     with piped(daemon) as client:
-        out, said = client.communicate(b"data in" + ESCAPE.encode() + b"\n", timeout=10)
+        out, said = client.communicate(b"data in" + ESCAPE.encode() + b"\n", timeout=10 * UNIT)
     assert (client.returncode, out, said) == (0, b"data in\x1d\n", b"")
     with piped(daemon) as client:
         assert client.stdin is not None
@@ -453,7 +453,7 @@ def test_without_a_terminal_it_is_a_pipe(daemon: Daemon) -> None:
             client.stdin.flush()
             assert client.stdout.read(3) == word
         daemon.done(A, "stop", "force")
-        out, said = client.communicate(timeout=10)
+        out, said = client.communicate(timeout=10 * UNIT)
     assert (client.returncode, out) == (0, b"")
     assert said.startswith(f"{A}: ".encode())
 
@@ -462,7 +462,7 @@ def test_more_than_fits_goes_through_a_pipe(daemon: Daemon) -> None:
     running(daemon)
     much = os.urandom(8_000)
     with piped(daemon) as client:
-        out, _ = client.communicate(much, timeout=60)
+        out, _ = client.communicate(much, timeout=60 * UNIT)
     assert client.returncode == 0
     assert out == much
 
@@ -503,7 +503,7 @@ def test_c58_a_pipe_waits_for_a_guest_that_takes_nothing_yet(daemon: Daemon) -> 
         with pytest.raises(subprocess.TimeoutExpired):
             client.wait(2)  # more than a guest has to be quiet that has taken all
         daemon.done(A, "resume")
-        out, said = client.communicate(timeout=20)
+        out, said = client.communicate(timeout=20 * UNIT)
     assert (client.returncode, out, said) == (0, INPUT, b"")
 
 
@@ -511,7 +511,7 @@ def test_c58_a_pipe_waits_as_long_as_it_is_told_and_counts_what_was_taken(daemon
     running(daemon)
     daemon.done(A, "suspend")
     with piped(daemon, "--timeout", "0.5") as client:
-        out, said = client.communicate(INPUT, timeout=10)
+        out, said = client.communicate(INPUT, timeout=10 * UNIT)
     assert (client.returncode, out) == (6, b"")
     taken = f"QEMU took 1 of {len(INPUT)} bytes of the input, and no more within 0.5 s"
     assert told(said) == f"vmessctl: {A}: {taken}\n"
@@ -523,7 +523,7 @@ def test_c58_a_pipe_waits_as_long_as_it_is_told_and_counts_what_was_taken(daemon
 def test_c58_a_guest_that_takes_all_and_is_quiet_is_never_late(daemon: Daemon) -> None:
     running(daemon)
     with piped(daemon, "--timeout", "0.3") as client:
-        out, said = client.communicate(INPUT, timeout=10)
+        out, said = client.communicate(INPUT, timeout=10 * UNIT)
     assert (client.returncode, out, said) == (0, INPUT, b"")
 
 
@@ -533,14 +533,14 @@ def test_c58_an_input_that_does_not_end_is_given_up_in_time_too(daemon: Daemon) 
         assert client.stdin is not None
         client.stdin.write(INPUT)
         client.stdin.flush()
-        assert client.wait(10) == 6
+        assert client.wait(10 * UNIT) == 6
 
 
 def test_c58_what_was_not_taken_is_counted_where_the_console_is_taken_over(daemon: Daemon) -> None:
     running(daemon)
     daemon.done(A, "suspend")
     with waiting(daemon) as client, attached(daemon, "--steal"):
-        out, said = client.communicate(timeout=10)
+        out, said = client.communicate(timeout=10 * UNIT)
     assert (client.returncode, out) == (7, b"")
     taken, count = told(said).splitlines()
     assert taken.startswith(f"vmess: {A}: the console is no longer yours: it was taken over by uid")
@@ -562,7 +562,7 @@ def test_c58_what_was_not_taken_is_counted_however_it_ends(
             client.send_signal(signal.SIGINT)
         else:
             daemon.done(A, *end.split())
-        out, said = client.communicate(timeout=10)
+        out, said = client.communicate(timeout=10 * UNIT)
     assert (client.returncode, out) == (status, b"")
     count = rf"vmess: {A}: QEMU took (at least )?1 of {len(INPUT)} bytes of the input\n"
     assert re.fullmatch(reason + count, told(said))
@@ -578,7 +578,7 @@ def test_c58_what_was_not_taken_is_counted_where_the_reader_has_had_enough(daemo
         client.stdin.flush()
         client.stdout.read(1)
         client.stdout.close()
-        assert client.wait(10) == 141
+        assert client.wait(10 * UNIT) == 141
         assert re.search(f"QEMU took [01] of {len(INPUT)} bytes", client.stderr.read().decode())
 
 
@@ -586,14 +586,14 @@ def test_c58_a_pipe_without_input_shows_what_comes_and_ends(daemon: Daemon) -> N
     running(daemon)
     daemon.done(A, "suspend")
     with piped(daemon) as client:
-        assert client.communicate(b"", timeout=10) == (b"", b"")
+        assert client.communicate(b"", timeout=10 * UNIT) == (b"", b"")
     assert client.returncode == 0
     daemon.done(A, "stop", "force")
     (daemon.root / A / "EXARGS").write_text(f"-bios {daemon.directory}/chatter.rom")
     (daemon.directory / "chatter.rom").write_bytes(guests.rom("chatter"))
     daemon.done(A, "start")
     with piped(daemon, "--timeout", "1.5") as client:
-        out, said = client.communicate(b"", timeout=10)
+        out, said = client.communicate(b"", timeout=10 * UNIT)
     assert client.returncode == 6
     assert b"!\"#$%&'()" in out
     assert "the guest was still printing after 1.5 s" in told(said)
@@ -609,7 +609,7 @@ def test_c58_all_is_delivered_where_the_output_was_closed(daemon: Daemon) -> Non
         cwd=TESTS.parent,
         capture_output=True,
         check=False,
-        timeout=20,
+        timeout=20 * UNIT,
     )
     assert (done.returncode, done.stderr) == (0, b"")
     assert log.read_bytes() == b"R" + INPUT
@@ -621,7 +621,7 @@ def test_c58_a_megabyte_goes_there_and_back(daemon: Daemon) -> None:
     running(daemon)
     much = os.urandom(1 << 20)
     with piped(daemon) as client:
-        out, said = client.communicate(much, timeout=600)
+        out, said = client.communicate(much, timeout=600 * UNIT)
     assert (client.returncode, said) == (0, b"")
     assert out == much
 
@@ -684,7 +684,7 @@ def test_a_reader_that_has_had_enough_ends_the_console(daemon: Daemon) -> None:
     with flooded(daemon) as client:
         assert client.stdout is not None
         client.stdout.close()
-        assert client.wait(10) == 141
+        assert client.wait(10 * UNIT) == 141
     with attached(daemon):
         pass
 
@@ -701,7 +701,7 @@ def test_a_guest_that_writes_nothing_to_its_serial_port_is_said_to_and_has_a_scr
         child.send(ESCAPE)
         assert ended(child) == 0
     with piped(daemon) as client:
-        assert client.communicate(b"", timeout=10) == (
+        assert client.communicate(b"", timeout=10 * UNIT) == (
             b"",
             f"{silent}\n".replace("vmess ", "vmessctl ").encode(),
         )

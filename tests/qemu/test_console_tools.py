@@ -39,13 +39,13 @@ def listening(daemon: Daemon, *words: str) -> "Iterator[tuple[list[int], subproc
         yield [int(re.sub(r".*\D(\d+)\D*$", r"\1", line)) for line in lines], client
     finally:
         client.send_signal(signal.SIGINT)
-        _, client.said = client.communicate(timeout=10)  # type: ignore[attr-defined]
+        _, client.said = client.communicate(timeout=10 * UNIT)  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
 def connected(port: int, *, plain: bool = False) -> Iterator[socket.socket]:
     """A client over TCP, past the greeting."""
-    with socket.create_connection(("127.0.0.1", port), 10) as sock:
+    with socket.create_connection(("127.0.0.1", port), 10 * UNIT) as sock:
         if not plain:
             assert received(sock, len(GREETING)) == GREETING
         yield sock
@@ -120,7 +120,7 @@ def test_vms_whose_names_lead_to_one_port_are_not_served_there(daemon: Daemon) -
     assert client.stdout is not None
     assert client.stdout.readline() == f"{B}: 127.0.0.1:{by_name([B], 20000)[B]}\n"
     client.send_signal(signal.SIGINT)
-    _, said = client.communicate(timeout=10)
+    _, said = client.communicate(timeout=10 * UNIT)
     assert said.count("is not served") == 2
 
 
@@ -212,7 +212,7 @@ def test_expect_of_debian_and_telnet_speak_to_it(daemon: Daemon) -> None:
             ["expect", "-c", script],
             env={**os.environ, "PORT": str(port)},
             capture_output=True,
-            timeout=30,
+            timeout=30 * UNIT,
             check=False,
         )
     assert done.returncode == 7, done.stdout
@@ -273,7 +273,7 @@ def test_a_watcher_sees_the_last_lines_and_what_comes_until_the_run_ends(daemon:
         assert lines[0].startswith("line 2")
         daemon.vmess(A, "console", input="live\n", stdin=None)
         daemon.done(A, "stop", "force")
-        out, said = watcher.communicate(timeout=10)
+        out, said = watcher.communicate(timeout=10 * UNIT)
     assert watcher.returncode == 0
     assert out.endswith("live\n")
     assert said == f"{A}: read-only; Ctrl-C ends\n{A}: forced off\n"
@@ -322,7 +322,7 @@ def test_a_script_without_prompts_ends_when_the_guest_is_silent_or_off(daemon: D
     with daemon.client(A, "console", "--expect", "never") as waiting:
         wait_for(lambda: daemon.log.read_text().count(f"Console '{A}'") > consoles, what="the wait")
         daemon.done(A, "stop", "force")
-        _, said = waiting.communicate(timeout=10)
+        _, said = waiting.communicate(timeout=10 * UNIT)
     assert waiting.returncode == 1
     assert f"{A}: the console has ended" in said
 
@@ -353,7 +353,7 @@ def test_another_key_detaches_and_the_usual_one_is_the_guests(daemon: Daemon, by
     flags = ["--escape", "^a"] if by == "option" else []
     variables = {**daemon.environment(), **({"VMESS_ESCAPE": "ctrl-a"} if by == "environment" else {})}
     child = pexpect.spawn(
-        CLIENT[0], [*CLIENT[1:], A, "console", *flags], env=variables, cwd=str(TESTS.parent), timeout=10
+        CLIENT[0], [*CLIENT[1:], A, "console", *flags], env=variables, cwd=str(TESTS.parent), timeout=10 * UNIT
     )
     with contextlib.closing(child):
         child.expect_exact("Ctrl-A detaches.]")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import backdoor
 import pytest
-from daemons import CLIENT, TESTS, Daemon, own, wait_for
+from daemons import CLIENT, TESTS, UNIT, Daemon, own, wait_for
 
 from vmessctl.client import Client
 from vmessd.core.errors import Failed, InvalidValue
@@ -147,7 +147,7 @@ def test_a_picture_of_the_screen_is_a_png(daemon: Daemon, tmp_path: Path) -> Non
         cwd=TESTS.parent,
         capture_output=True,
         check=True,
-        timeout=30,
+        timeout=30 * UNIT,
     )
     assert piped.stdout.endswith(b"IEND\xaeB`\x82")
     named = daemon.vmess(A, "screenshot", cwd=tmp_path).stdout.strip()

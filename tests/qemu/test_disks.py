@@ -187,7 +187,7 @@ def handed(daemon: Daemon, method: str, fds: list[int], **parameters: Any) -> di
         "more": method in ("Bring", "AddImage"),
     }
     with socket.socket(socket.AF_UNIX) as connected:
-        connected.settimeout(30)
+        connected.settimeout(30 * UNIT)
         connected.connect(str(daemon.socket))
         socket.send_fds(connected, [json.dumps(message).encode() + b"\0"], fds)
         heard = b""
@@ -272,7 +272,7 @@ def test_c83_a_client_that_leaves_takes_its_half_made_disk_with_it(daemon: Daemo
     child = caught(daemon)
     assert any(name.startswith(".vmess-tmp-") for name in files_of(daemon))
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=20)
+    client.communicate(timeout=20 * UNIT)
     wait_for(lambda: files_of(daemon) == set(), what="nothing")
     wait_for(lambda: not child.is_running(), what="the end of qemu-img")
     assert daemon.done(A, "hda") == "none\n"
@@ -295,7 +295,7 @@ def test_c83_killed_at_any_moment_the_disk_is_there_or_not(daemon: Daemon, seed:
                 client.wait(lots.uniform(0.0, 0.25))
             daemon.stop(signal.SIGKILL)
         client.kill()
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         if number % 2 == 0:
             daemon.start()
         wait_for(lambda: not any(name.startswith(".") for name in files_of(daemon)), what="no temporary file")
@@ -323,7 +323,7 @@ def test_c84_a_full_disk_is_one_line_and_leaves_nothing(cramped: Cramped) -> Non
             str(cramped.root / A),
         ],
         check=True,
-        timeout=20,
+        timeout=20 * UNIT,
     )
     big = cramped.directory / "big.raw"
     big.write_bytes(random.Random(4).randbytes(3 * M))
@@ -438,7 +438,7 @@ def test_a_disk_is_put_aside_and_comes_back(daemon: Daemon) -> None:
         assert said == f"{A}-hda.qcow2 is kept in {kept.name}"
         assert set(os.listdir(kept)) == {f"{A}-hda.qcow2", f"{A}-hda.base"}
         assert daemon.done(A, "hda") == "none\n"
-        subprocess.run(shlex.split(back), check=True, timeout=10)
+        subprocess.run(shlex.split(back), check=True, timeout=10 * UNIT)
         assert os.listdir(kept) == []
         daemon.done(A, "start", "stop", "force")
     assert daemon.vmess(B, "hda", "none").returncode == 4
@@ -510,7 +510,7 @@ def test_a_vm_that_is_taken_while_an_image_comes_does_not_get_it(
     asked = {"vm": A, "slot": "hda", "image": 0, "name": "large.img", "into": "qcow2"}
     message = {"method": "org.emptystack.vmess.Bring", "parameters": asked, "more": True}
     with socket.socket(socket.AF_UNIX) as connected, image.open("rb") as file:
-        connected.settimeout(30)
+        connected.settimeout(30 * UNIT)
         connected.connect(str(daemon.socket))
         socket.send_fds(connected, [json.dumps(message).encode() + b"\0"], [file.fileno()])
         heard = connected.recv(65536)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, WiredDaemon, end_processes_of, own
+from daemons import UNIT, Daemon, WiredDaemon, end_processes_of, own
 
 from vmessd.core import names
 from vmessd.core.errors import StartFailed
@@ -61,7 +61,7 @@ def taken(daemon: WiredDaemon, what: str) -> Iterator[None]:
     finally:
         for other in others:
             other.kill()
-            other.communicate(timeout=20)
+            other.communicate(timeout=20 * UNIT)
 
 
 def duration_of(work: Callable[[], object]) -> float:

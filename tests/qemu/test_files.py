@@ -19,7 +19,7 @@ from typing import Any
 
 import guests
 import pytest
-from daemons import Daemon, own, processes_of, wait_for
+from daemons import UNIT, Daemon, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.core import names
@@ -69,7 +69,7 @@ def monitor(daemon: Daemon) -> str:
 def qmp(daemon: Daemon, command: str, **arguments: object) -> Any:
     """Run a QMP command over the VM's own second socket and return what it returns."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
-        sock.settimeout(10)
+        sock.settimeout(10 * UNIT)
         sock.connect(str(daemon.directory / "own.sock"))
         stream = sock.makefile("rw")
         stream.readline()
@@ -262,7 +262,7 @@ def test_c14_any_path_is_only_a_path(tmp_path: Path) -> None:
         assert all(line.isprintable() for line in info.splitlines())
         command = next(line for line in info.splitlines() if line.startswith("  "))
         pasted = subprocess.run(
-            ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, timeout=10
+            ["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, check=True, timeout=10 * UNIT
         ).stdout
         assert pasted == Path(f"/proc/{pid}/cmdline").read_bytes()
         daemon.done(A, "stop")
@@ -408,7 +408,10 @@ def test_c17_an_image_that_says_it_is_qcow2_is_raw_all_the_same(daemon: Daemon) 
     image.write_bytes(qcow2(backing))
     if shutil.which("qemu-img"):
         told = subprocess.run(
-            ["qemu-img", "info", "--output=json", str(image)], capture_output=True, check=True, timeout=20
+            ["qemu-img", "info", "--output=json", str(image)],
+            capture_output=True,
+            check=True,
+            timeout=20 * UNIT,
         )
         assert json.loads(told.stdout)["full-backing-filename"] == str(backing)
     before = fingerprint(backing)
@@ -469,7 +472,7 @@ def test_c18_on_a_full_disk_the_old_value_stays(tmp_path: Path) -> None:
             "CPU": "best\n",
             "RAM": "1G\n",
         }
-        assert refused(daemon, A, "start", status=1, timeout=10).endswith("no space left on device")
+        assert refused(daemon, A, "start", status=1, timeout=10 * UNIT).endswith("no space left on device")
         assert daemon.status(A)["state"] == "stopped"
         assert not processes_of(daemon.root)
         (seen / "filler").unlink()
@@ -679,7 +682,7 @@ def test_a_display_that_is_taken_means_the_next_one(daemon: Daemon) -> None:
     daemon.start()
     assert display_of(daemon, A) == display
     assert f"-vnc 127.0.0.1:{display},password=on" in daemon.done(A, "info")
-    with socket.create_connection(("127.0.0.1", names.VNC_PORT + display), 5) as viewer:
+    with socket.create_connection(("127.0.0.1", names.VNC_PORT + display), 5 * UNIT) as viewer:
         assert viewer.recv(12) == b"RFB 003.008\n"
 
 
@@ -717,7 +720,7 @@ def test_two_daemons_that_want_one_display_at_one_moment_both_get_one(tmp_path: 
 
 def handshake(port: int, answer: Callable[[bytes], bytes]) -> tuple[list[int], int]:
     """Try to get in over RFB (RFC 6143, 7.1): return the security types offered and the result's code."""
-    with socket.create_connection(("127.0.0.1", port), 5) as viewer, viewer.makefile("rwb") as stream:
+    with socket.create_connection(("127.0.0.1", port), 5 * UNIT) as viewer, viewer.makefile("rwb") as stream:
         assert stream.read(12) == b"RFB 003.008\n"
         stream.write(b"RFB 003.008\n")
         stream.flush()
@@ -733,7 +736,7 @@ def empty_password(challenge: bytes) -> bytes:
     """Answer as a viewer does whose user typed nothing: DES with a key of zeros, where openssl has it."""
     argv = f"openssl enc -des-ecb -nopad -K {'0' * 16} -provider legacy -provider default".split()
     with contextlib.suppress(OSError):
-        done = subprocess.run(argv, input=challenge, capture_output=True, check=False, timeout=10)
+        done = subprocess.run(argv, input=challenge, capture_output=True, check=False, timeout=10 * UNIT)
         if len(done.stdout) == 16:
             return done.stdout
     return bytes(16)
@@ -754,7 +757,10 @@ def test_c28_the_vnc_port_lets_nobody_in(daemon: Daemon) -> None:
         assert types == [2]  # VNC authentication, not 1, None
         assert result != 0
     for number in (b"\x00", b"\x01", b"\x10", b"\x13"):
-        with socket.create_connection(("127.0.0.1", port), 5) as viewer, viewer.makefile("rwb") as stream:
+        with (
+            socket.create_connection(("127.0.0.1", port), 5 * UNIT) as viewer,
+            viewer.makefile("rwb") as stream,
+        ):
             stream.write(stream.read(12))
             stream.flush()
             stream.read(stream.read(1)[0])

@@ -6,7 +6,7 @@ import struct
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, end_processes_of, wait_for
+from daemons import UNIT, Daemon, end_processes_of, wait_for
 
 from vmessd.core import names
 
@@ -130,7 +130,7 @@ def test_a_daemon_that_dies_during_the_start_leaves_no_boot_once(fake_daemon: Da
     client = fake_daemon.client("newvm", "start")
     wait_for((directory / "run.json").exists, 10, "the run record")
     fake_daemon.stop(signal.SIGKILL)
-    client.communicate(timeout=10)
+    client.communicate(timeout=10 * UNIT)
     assert (directory / "BOOT_ONCE").exists(), "QEMU does not answer yet"
     end_processes_of(fake_daemon.root)
     fake_daemon.start()

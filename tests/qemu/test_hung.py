@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import UNIT, Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessctl.client import Client
 
@@ -72,7 +72,7 @@ class Freezing(Daemon):
         image = directory / "image"
         with image.open("wb") as file:
             file.truncate(16 * 1024 * 1024)
-        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", image], check=True, timeout=30)
+        subprocess.run(["mkfs.ext4", "-q", "-F", "-O", "^has_journal", image], check=True, timeout=30 * UNIT)
         self.freezer = subprocess.Popen(
             ["unshare", "--mount", "--propagation", "private", "sh", "-c", FREEZER, "sh", image, self.root],
             stdin=subprocess.PIPE,
@@ -243,7 +243,7 @@ def test_c53_a_daemon_comes_and_goes_while_its_vm_root_is_frozen(hasty: Freezing
     hasty.done(B, "stop", "force")
     assert not processes_of(hasty.root)
     hasty.thaw()
-    assert first.wait(10) == 0
+    assert first.wait(10 * UNIT) == 0
     wait_for(lambda: hasty.record(B), what="the record of the end")
     end = hasty.record(A)
     assert end is not None

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, own, processes_of
+from daemons import UNIT, Daemon, own, processes_of
 
 from vmessd.storage import image_formats
 from vmessd.storage.image_formats import Format
@@ -67,7 +67,9 @@ def test_what_may_be_raw_is_raw(head: bytes) -> None:
 
 
 def shell(line: str, directory: Path, **environment: str) -> None:
-    subprocess.run(["sh", "-c", line], check=True, cwd=directory, env={**os.environ, **environment}, timeout=30)
+    subprocess.run(
+        ["sh", "-c", line], check=True, cwd=directory, env={**os.environ, **environment}, timeout=30 * UNIT
+    )
 
 
 def refusal(daemon: Daemon) -> tuple[str, str]:

@@ -7,7 +7,7 @@ import shutil
 import signal
 
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from disk_images import qemu_img
 from test_disks import caught, converted, handed, raw
 
@@ -110,13 +110,13 @@ def test_a_half_made_image_goes_with_its_client_and_with_the_daemon(daemon: Daem
     client = daemon.client("images", "add", str(brought), "big")
     begun()
     client.kill()
-    client.communicate(timeout=20)
+    client.communicate(timeout=20 * UNIT)
     wait_for(lambda: os.listdir(daemon.root / "images") == [], what="nothing")
     client = daemon.client("images", "add", str(brought), "big")
     begun()
     daemon.stop(signal.SIGKILL)
     client.kill()
-    client.communicate(timeout=20)
+    client.communicate(timeout=20 * UNIT)
     daemon.start()
     assert os.listdir(daemon.root / "images") == []
     daemon.done("images", "add", brought, "big")

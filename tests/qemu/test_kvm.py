@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from daemons import FAKE, Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import FAKE, UNIT, Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessd.core.errors import StartFailed
 from vmessd.core.models.progress import WithoutKvm
@@ -80,7 +80,7 @@ def test_a_qemu_that_hangs_is_ended(has_timeout: bool, tmp_path: Path, monkeypat
     assert kvm.run_guest(hanging, deadline=0.5) == LATE
     assert time.monotonic() - begun < 20
     pid = int((tmp_path / "pid").read_text())
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 10 * UNIT
     while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
         assert time.monotonic() < deadline
         time.sleep(0.01)
@@ -254,7 +254,7 @@ def test_a_start_is_cancelled_while_kvm_hangs(auto: Callable[..., Daemon]) -> No
     starting = daemon.client(A, "start")
     daemon.wait_state(A, "starting")
     assert daemon.vmess(A, "stop").returncode == 0
-    assert starting.wait(20) == 1
+    assert starting.wait(20 * UNIT) == 1
     starting.communicate()
     daemon.wait_state(A, "stopped")
     assert processes_of(daemon.root) == []

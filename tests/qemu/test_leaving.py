@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, own
+from daemons import UNIT, Daemon, own
 from disk_images import qemu_img
 from guests import boot_sector
 
@@ -95,7 +95,11 @@ def test_a_real_libvirtd_boots_it_on_the_same_hardware_and_powers_it_off(daemon:
     scratch.mkdir()
     script = [sys.executable, str(SUPPORT / "libvirtd.py"), str(file), str(scratch)]
     booted = subprocess.run(
-        ["unshare", "--net", "--mount", *script], capture_output=True, text=True, timeout=300, check=False
+        ["unshare", "--net", "--mount", *script],
+        capture_output=True,
+        text=True,
+        timeout=300 * UNIT,
+        check=False,
     )
     assert booted.returncode == 0, booted.stderr
     assert booted.stdout.splitlines()[-1] == "shut off (shutdown)"

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from daemons import Daemon, wait_for
+from daemons import UNIT, Daemon, wait_for
 
 pytestmark = [pytest.mark.qemu, pytest.mark.every_python]
 
@@ -129,7 +129,7 @@ def test_c10_a_kill_from_outside_is_noticed_and_named(daemon: Daemon) -> None:
 def test_c12_fifty_starts_at_once_give_one_qemu(daemon: Daemon) -> None:
     daemon.make("newvm0")
     clients = [daemon.client("newvm", "start") for _ in range(50)]
-    results = [(*client.communicate(timeout=60), client.returncode) for client in clients]
+    results = [(*client.communicate(timeout=60 * UNIT), client.returncode) for client in clients]
     pid = daemon.status("newvm")["pid"]
     assert [(error, status) for _, error, status in results] == [("", 0)] * 50
     for said, *_ in results:

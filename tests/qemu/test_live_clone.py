@@ -37,7 +37,7 @@ def begun(daemon: Daemon, door: Backdoor, number: int) -> tuple["subprocess.Pope
         client = daemon.client(A, "clone", B)
         if jobs := door.paused("copy-", number):
             return client, jobs
-        client.communicate(timeout=30)
+        client.communicate(timeout=30 * UNIT)
         daemon.done(B, "rm", "--yes")
 
 
@@ -64,7 +64,7 @@ def test_c162_a_clone_of_a_running_vm_is_of_one_moment_of_all_disks(daemon: Daem
             door.write(77, at, 65536)
         door.write(78, M, 65536, "hdb")
         door.resume(jobs)
-        said = client.communicate(timeout=30)
+        said = client.communicate(timeout=30 * UNIT)
         assert client.returncode == 0, said
         assert "as after a power failure" in said[1]
         door.io(f"read -q -P 77 {9 * M} 65536")
@@ -130,7 +130,7 @@ def test_c163_a_client_that_leaves_leaves_nothing_of_the_copy(daemon: Daemon) ->
         client, _ = begun(daemon, door, 1)
         assert daemon.status(A)["runstate"] == "running"
         client.send_signal(signal.SIGINT)
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         wait_for(lambda: not hidden(daemon), what="no half of a clone")
         assert door.jobs() == []
         assert not [node for node in door.execute("query-named-block-nodes") if "copy" in node["node-name"]]
@@ -160,7 +160,7 @@ def test_c163_killed_at_any_moment_the_copy_is_whole_or_absent(
             daemon.stop(signal.SIGKILL)
         if number % 3 != 0:
             os.kill(json.loads((daemon.root / A / "run.json").read_text())["pid"], signal.SIGKILL)
-        client.communicate(timeout=30)
+        client.communicate(timeout=30 * UNIT)
         cut += client.returncode != 0
         if number % 3 != 1:
             daemon.start()

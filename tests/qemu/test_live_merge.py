@@ -47,7 +47,7 @@ class Model:
         assert not failures(self.daemon, A)
         for file in (self.daemon.root / A).glob("*.qcow2"):
             line = ["qemu-img", "check", "-q", "-f", "qcow2", "-r", "leaks", str(file)]
-            subprocess.run(line, check=False, capture_output=True, timeout=30)
+            subprocess.run(line, check=False, capture_output=True, timeout=30 * UNIT)
         same(self.daemon, self.place)
         wanted = self.daemon.directory / "wanted"
         for name in listed(self.daemon):
@@ -107,13 +107,13 @@ def test_c161_a_client_that_leaves_leaves_all_snapshots_as_they_were(daemon: Dae
         for name in ("one", "two"):
             client = daemon.client(A, "snapshot", "delete", name)
             if not door.paused("merge-"):  # it was too fast
-                client.communicate(timeout=30)
+                client.communicate(timeout=30 * UNIT)
                 continue
             assert name in listed(daemon)
             for line in (("snapshot", "take", "x"), ("clone", B)):
                 assert "are being copied or changed" in daemon.vmess(A, *line).stderr
             client.send_signal(signal.SIGINT)
-            client.communicate(timeout=20)
+            client.communicate(timeout=20 * UNIT)
             wait_for(lambda: "plan.json" not in images(daemon), what="the end of the merge")
             assert door.jobs() == []
             model.write(door, 7, 3 * M)
@@ -172,7 +172,7 @@ def test_c161_killed_at_any_moment_a_snapshot_is_as_it_was_or_gone(
             daemon.stop(signal.SIGKILL)
         if kills != 0:
             os.kill(json.loads((daemon.root / A / "run.json").read_text())["pid"], signal.SIGKILL)
-        client.communicate(timeout=30)
+        client.communicate(timeout=30 * UNIT)
         cut += client.returncode != 0
         if kills != 1:
             daemon.start()

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 import pexpect
 import pytest
-from daemons import CLIENT, TESTS, Daemon, own, wait_for
+from daemons import CLIENT, TESTS, UNIT, Daemon, own, wait_for
 
 from vmessctl.commands.logs import escaped, plain
 from vmessd.core.errors import BadFile, InvalidValue, NotRunning
@@ -118,7 +118,7 @@ def test_a_log_is_followed_also_into_the_next_run(daemon: Daemon) -> None:
         daemon.done(A, "stop")
         follower.wait("button.\nGood night.\n")
         daemon.done(A, "rm", "--yes")
-        assert follower.process.wait(10) == 0
+        assert follower.process.wait(10 * UNIT) == 0
 
 
 def shorten(log: Path, keep: int) -> None:
@@ -179,7 +179,7 @@ def on_terminal(daemon: Daemon, *words: str) -> bytes:
         ["-m", "vmessctl", A, *words],
         env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
         cwd=str(TESTS.parent),
-        timeout=10,
+        timeout=10 * UNIT,
     )
     child.expect(pexpect.EOF)
     shown: bytes = child.before
@@ -226,7 +226,7 @@ def test_c69_a_log_that_is_followed_has_left_its_colour_before_ctrl_c(daemon: Da
         ["-m", "vmessctl", A, "console", "--log", "-f"],
         env={**os.environ, "VMESS_SOCKET": str(daemon.socket)},
         cwd=str(TESTS.parent),
-        timeout=10,
+        timeout=10 * UNIT,
         echo=False,
     )
     try:
@@ -259,7 +259,7 @@ def test_a_reader_that_has_had_enough_ends_it(daemon: Daemon) -> None:
         assert client.stdout is not None
         client.stdout.read(1000)
         client.stdout.close()
-        assert client.wait(10) == 141
+        assert client.wait(10 * UNIT) == 141
 
 
 # -- Pure --

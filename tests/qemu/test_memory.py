@@ -200,7 +200,7 @@ def test_c173_killed_at_any_moment_it_is_there_with_its_memory_or_not_at_all(
         pid = running(daemon) if kills != 0 else None
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
-        client.communicate(timeout=30)
+        client.communicate(timeout=30 * UNIT)
         cut += client.returncode != 0
         if kills != 1:
             daemon.start()

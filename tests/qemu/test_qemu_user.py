@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from accounts import NOBODY, of_nobody
-from daemons import SUPPORT, own, processes_of
+from daemons import SUPPORT, UNIT, own, processes_of
 
 A = own("a")
 
@@ -21,7 +21,10 @@ def test_a_vm_of_a_root_that_is_shared_runs_as_qemus_user_who_owns_nothing() -> 
         daemon.done(A, "ram", "16M")
         daemon.done(A, "hda", "1M")
         listener = subprocess.run(
-            [sys.executable, SUPPORT / "guests.py", "listener"], capture_output=True, timeout=30, check=True
+            [sys.executable, SUPPORT / "guests.py", "listener"],
+            capture_output=True,
+            timeout=30 * UNIT,
+            check=True,
         )
         image = directory / f"{A}-hda.img"
         with image.open("r+b") as file:

@@ -4,7 +4,7 @@ import os
 import subprocess
 
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 
 A = own("c")
 
@@ -33,7 +33,7 @@ def test_each_port_has_a_console_and_a_log(daemon: Daemon) -> None:
             assert refused.startswith(f"vmess: the console 2 of {A} is in use by uid {os.getuid()}, PID ")
             assert refused.endswith(f"  hint: to take it over: vmess {A} console 2 --steal\n")
             assert daemon.vmess(A, "console", "2", "--steal").returncode == 0
-            assert second.wait(10) == 7
+            assert second.wait(10 * UNIT) == 7
         assert first.poll() is None
         first.kill()
     assert daemon.done(A, "console", "2", "--log") == "Rhellox"
@@ -59,7 +59,7 @@ def test_the_log_of_a_port_begins_with_the_last_start_and_a_daemon_that_comes_ba
         assert watcher.stdout is not None
         assert watcher.stdout.read(6) == "Rafter"
         daemon.done(A, "stop", "force")
-        assert watcher.wait(10) == 0
+        assert watcher.wait(10 * UNIT) == 0
 
 
 @pytest.mark.parametrize(

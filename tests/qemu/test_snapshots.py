@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from daemons import Daemon, own, wait_for
+from daemons import UNIT, Daemon, own, wait_for
 from disk_images import qemu_img
 from test_disks import caught, child_of
 
@@ -54,7 +54,7 @@ def write(daemon: Daemon, seed: int, vm: str = A, at: int = 3 * M) -> None:
         ["qemu-io", "-f", form, "-c", f"write -q -s {data} {at} 256k", top],
         check=True,
         capture_output=True,
-        timeout=30,
+        timeout=30 * UNIT,
     )
 
 
@@ -76,7 +76,7 @@ def same(daemon: Daemon, content: Path, vm: str = A) -> None:
         report = subprocess.run(
             ["qemu-img", "check", "--output=json", "-f", "qcow2", file],
             capture_output=True,
-            timeout=60,
+            timeout=60 * UNIT,
             check=False,
         )
         assert report.returncode in {0, 3}, report
@@ -264,7 +264,7 @@ def test_c100_killed_at_any_moment_the_disk_contains_what_it_did(
                 client.wait(dice.uniform(0.0, 0.2))
             daemon.stop(signal.SIGKILL)
             daemon.start()
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         cut += client.returncode != 0
         wait_for(lambda: not any(name.startswith((".", "plan")) for name in images(daemon)), what="its end")
         left = listed(daemon)
@@ -288,7 +288,7 @@ def test_c100_a_daemon_killed_while_a_running_guest_has_a_snapshot_taken(daemon:
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(dice.uniform(0.0, 0.2))
         daemon.stop(signal.SIGKILL)
-        client.communicate(timeout=20)
+        client.communicate(timeout=20 * UNIT)
         daemon.start()
         assert set(listed(daemon)) <= {"s"}
         assert "plan.json" not in images(daemon), f"--seed {seed}, round {number}"
@@ -308,7 +308,7 @@ def test_c100_a_vm_that_ends_while_its_snapshot_is_taken(daemon: Daemon, seed: i
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(dice.uniform(0.0, 0.15))
         os.kill(daemon.status(A)["pid"], signal.SIGKILL)
-        _, said = client.communicate(timeout=30)
+        _, said = client.communicate(timeout=30 * UNIT)
         assert said.count("\n") <= 3, f"--seed {seed}, round {number}: {said}"
         wait_for(lambda: daemon.status(A)["pid"] is None, what="its end")
         assert set(listed(daemon)) <= {"s"}
@@ -323,13 +323,13 @@ def test_c100_a_client_that_leaves_ends_a_merge_which_can_be_repeated(daemon: Da
     made(daemon, "qcow2")
     daemon.done(A, "hda", "256M", "snapshot", "take", "one")
     lots = ["qemu-io", "-f", "qcow2", "-c", "write -q -P 7 16M 128M", str(top_of(daemon))]
-    subprocess.run(lots, check=True, capture_output=True, timeout=30)
+    subprocess.run(lots, check=True, capture_output=True, timeout=30 * UNIT)
     content = kept(daemon, "now")
     client = daemon.client(A, "snapshot", "delete", "one")
     child = caught(daemon)
     assert "is having a snapshot deleted" in daemon.vmess(A, "start").stderr
     client.send_signal(signal.SIGINT)
-    client.communicate(timeout=20)
+    client.communicate(timeout=20 * UNIT)
     wait_for(lambda: not child.is_running(), what="the end of qemu-img")
     same(daemon, content)
     daemon.done(A, "start", "stop", "force", "snapshot", "delete", "one")

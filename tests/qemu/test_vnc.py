@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
+from daemons import UNIT, Daemon, WiredDaemon, a_qemu_that_hangs_is_told, own, refused, wait_for
 from sockets import free_port, received
 
 from vmessctl.client import Client
@@ -50,7 +50,7 @@ def running(daemon: Daemon, vm: str = A, guest: str = "idle") -> int:
 @contextlib.contextmanager
 def viewer(port: int) -> Iterator[socket.socket]:
     """A viewer that got as far as being told how to authenticate."""
-    with socket.create_connection(("127.0.0.1", port), 5) as connected:
+    with socket.create_connection(("127.0.0.1", port), 5 * UNIT) as connected:
         version = received(connected, 12)
         assert version.startswith(b"RFB ")
         connected.sendall(version)
@@ -98,7 +98,7 @@ def test_c28_the_relay_takes_one_connection_or_times_out(daemon: Daemon) -> None
     with viewer(port) as first:
         assert A in let_in(first)
         with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", port), 5).close()
+            socket.create_connection(("127.0.0.1", port), 5 * UNIT).close()
     qemus = names.VNC_PORT + json.loads(daemon.done(A, "info", "--json"))["info"]["display"]
     with viewer(qemus) as uninvited:
         assert NONE not in security(uninvited)
@@ -131,7 +131,7 @@ def test_a_real_viewer_takes_a_picture_of_the_bios_and_types_a_key(daemon: Daemo
     daemon.wait_guest(A, seconds=30)
     port, picture = relay(daemon, A), daemon.directory / "screen.png"
     command = [str(vncdo), "-s", f"127.0.0.1::{port}", "capture", str(picture), "key", "a", "pause", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60 * UNIT, check=False)
     assert done.returncode == 0, done.stderr
     from PIL import Image  # which vncdotool brings along
 
@@ -168,7 +168,7 @@ def test_an_unused_relay_ends_with_its_vm_and_with_the_daemon(daemon: Daemon) ->
 
 def test_a_viewer_that_says_nothing_is_in_nobody_s_way(daemon: Daemon) -> None:
     running(daemon)
-    with socket.create_connection(("127.0.0.1", relay(daemon, A)), 5):
+    with socket.create_connection(("127.0.0.1", relay(daemon, A)), 5 * UNIT):
         daemon.wait_log("was handed to QEMU")
         began = time.monotonic()
         assert daemon.status(A)["state"] == "running"
@@ -215,7 +215,7 @@ def test_viewers_of_one_vm_that_come_at_once_are_all_let_in(daemon: Daemon) -> N
     def look() -> str:
         with contextlib.closing(Client([str(daemon.socket)])) as client:
             port = client.call("Vnc", vm=A, port=None, address=None, timeout=5.0)["relay"]["port"]
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as connected:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5 * UNIT) as connected:
             return received(connected, 4).decode()
         return ""  # another one's relay took the place of this one
 
@@ -231,7 +231,7 @@ def test_viewers_that_a_qemu_that_hangs_does_not_take_are_hung_up_on_and_forgott
     for _ in range(2):
         port = relay(daemon, A)
         os.kill(pid, signal.SIGSTOP)
-        with socket.create_connection(("127.0.0.1", port), 15) as viewer:
+        with socket.create_connection(("127.0.0.1", port), 15 * UNIT) as viewer:
             assert viewer.recv(1) == b""
         os.kill(pid, signal.SIGCONT)
         daemon.wait_state(A, "running")

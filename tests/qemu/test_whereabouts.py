@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from daemons import TESTS, Daemon, end_processes_of, own, processes_of, wait_for
+from daemons import TESTS, UNIT, Daemon, end_processes_of, own, processes_of, wait_for
 
 from vmessctl.client import Client
 from vmessd.qemu.process import Process
@@ -217,7 +217,7 @@ def in_a_pid_namespace(daemon: Daemon, *options: str) -> Iterator[None]:
         [child] = Path(f"/proc/{daemon.pid}/task/{daemon.pid}/children").read_text().split()
         os.kill(int(child), signal.SIGTERM)
         assert daemon.process is not None
-        daemon.process.wait(10)
+        daemon.process.wait(10 * UNIT)
         daemon.process, daemon.wrapper = None, ()
 
 
@@ -270,7 +270,7 @@ def test_c51_a_directory_that_somebody_else_locks_counts_as_running(daemon: Daem
             text=True,
             check=False,
             cwd=TESTS.parent,
-            timeout=20,
+            timeout=20 * UNIT,
         )
         assert done.returncode == 7
         assert done.stderr.splitlines()[-1].endswith(f"{A} was not powered down: {held}")
@@ -426,7 +426,7 @@ def test_c51_a_shutdown_takes_along_vms_whose_directories_were_swapped(daemon: D
             text=True,
             check=False,
             cwd=TESTS.parent,
-            timeout=20,
+            timeout=20 * UNIT,
         )
     assert result.returncode == 0, result
     assert not processes_of(daemon.root)

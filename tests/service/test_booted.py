@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from booted import ROOT, Container, Stage, machine
-from daemons import wait_for
+from daemons import UNIT, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -351,7 +351,7 @@ while not select.select([0], [], [], 0)[0]:
                     modes.add((stat.filemode(found.st_mode), found.st_uid, found.st_gid))
             assert restart.wait() == 0
     finally:
-        heard = set(outsider.communicate(timeout=10)[0].split())  # it ends with its standard input
+        heard = set(outsider.communicate(timeout=10 * UNIT)[0].split())  # it ends with its standard input
     assert heard <= {"ENOENT", "ECONNREFUSED"}  # none there, or nobody behind it; never 0, which is success
     vmess = place.lstat()
     assert modes == {("srw-rw----", vmess.st_uid, vmess.st_gid)}

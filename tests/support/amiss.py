@@ -7,7 +7,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
-from daemons import until
+from daemons import UNIT, until
 
 from vmessd.core.errors import VmessError
 from vmessd.core.lifecycle import OFF, State
@@ -17,7 +17,7 @@ from vmessd.vm.machine import Machine
 
 async def told(news: AsyncIterator[object]) -> None:
     """Expect an answer, be it a refusal."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(15 * UNIT):
         with contextlib.suppress(VmessError):
             async for _ in news:
                 pass

@@ -208,7 +208,7 @@ class Stage:
         assert self.holder.stdout is not None
         self.holder.stdout.close()
         self.holder.kill()
-        self.holder.wait(10)
+        self.holder.wait(10 * UNIT)
 
 
 class Tree:
@@ -506,10 +506,10 @@ class Container:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.leader or self.process.pid, signal.SIGKILL)
             try:
-                self.process.wait(10)
+                self.process.wait(10 * UNIT)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-                self.process.wait(10)
+                self.process.wait(10 * UNIT)
         if self._cgroup is not None:
             self._cgroup.close()
             self._cgroup = None

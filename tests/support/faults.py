@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 import pytest
+from daemons import UNIT
 
 SOURCE = Path(__file__).with_name("libcfaults.c")
 MODES = {"EIO": errno.EIO, "ENOSPC": errno.ENOSPC, "EMFILE": errno.EMFILE, "ENOMEM": errno.ENOMEM, "SIGKILL": 0}
@@ -32,7 +33,7 @@ def library(directory: Path) -> Path:
         pytest.skip("errors of libc are injected by a library that takes a C compiler (gcc, libc6-dev)")
     built = directory / "libcfaults.so"
     command = [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-o", str(built), str(SOURCE), "-ldl"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60 * UNIT)
     assert (done.returncode, done.stderr) == (0, "")
     return built
 

@@ -118,5 +118,5 @@ class Shell:
             yield master
         finally:
             process.kill()
-            process.wait(10)
+            process.wait(10 * UNIT)
             os.close(master)

@@ -204,7 +204,7 @@ class Typist:
 
     def close(self) -> None:
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(10 * UNIT)
         os.close(self.master)
         os.close(self._slave)
 

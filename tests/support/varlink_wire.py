@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any, Self
 
-from daemons import Daemon
+from daemons import UNIT, Daemon
 
 from vmessd.core.errors import INTERFACE
 
@@ -22,7 +22,7 @@ class Wire:
 
     def __init__(self, path: Path) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(10)
+        self.sock.settimeout(10 * UNIT)
         self.sock.connect(str(path))
         self.buffer = b""
 

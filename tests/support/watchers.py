@@ -64,7 +64,7 @@ def watching(daemon: Daemon, *words: str) -> Iterator[Reader]:
         yield reader
     finally:
         reader.process.kill()
-        reader.process.communicate(timeout=10)
+        reader.process.communicate(timeout=10 * UNIT)
 
 
 def is_waiting(process: "subprocess.Popen[str]") -> bool:

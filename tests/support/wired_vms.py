@@ -12,7 +12,7 @@ from typing import Any
 import guests
 import netguests
 import pytest
-from daemons import WiredDaemon, wait_for
+from daemons import UNIT, WiredDaemon, wait_for
 
 # vmessd that waits for guests and for QEMU a second only, and not five.
 HURRIED = """
@@ -114,7 +114,7 @@ class Monitor:
     def __init__(self, path: Path) -> None:
         wait_for(path.exists, what=f"{path.name}")
         self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(10)
+        self.socket.settimeout(10 * UNIT)
         self.socket.connect(str(path))
         self.lines = self.socket.makefile("r")
         self.execute("qmp_capabilities")

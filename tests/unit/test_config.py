@@ -12,7 +12,7 @@ from pathlib import Path
 
 import forkserver
 import pytest
-from daemons import TESTS
+from daemons import TESTS, UNIT
 
 from vmessd import __version__, config, log
 from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
@@ -41,7 +41,7 @@ def vmessd(*words: str | os.PathLike[str], **environment: str) -> "subprocess.Co
         arguments = ["vmessd", *(os.fspath(word) for word in words)]
         process = forkserver.server("vmessd").start(arguments, environment, streams)
         try:
-            status = process.wait(20)
+            status = process.wait(20 * UNIT)
         finally:
             process.kill()
         output.seek(0)
@@ -363,7 +363,12 @@ def test_check_as_somebody_who_may_not_write() -> None:
         "except errors.VmessError as error: print(error.hint)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent, timeout=20
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=TESTS.parent,
+        timeout=20 * UNIT,
     )
     said, of_service = done.stdout.splitlines()
     assert said == "vmdir: '/etc/vms' cannot be created: '/etc' is not writable for uid 65534"

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import STARTERS
+from daemons import STARTERS, UNIT
 
 pytestmark = pytest.mark.xdist_group("house")  # so that one process parses the modules
 
@@ -333,7 +333,7 @@ def test_the_client_loads_nothing_heavy_behind_our_back() -> None:
     modules = ", ".join(client())
     code = f"import sys; before = set(sys.modules); import {modules}; print(*set(sys.modules) - before)"
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True, timeout=30 * UNIT
     )
     assert set(done.stdout.split()) & HEAVY == set()
 
@@ -345,7 +345,7 @@ def test_a_status_imports_next_to_nothing() -> None:
         import vmessctl.app, vmessctl.__main__, vmessctl.commands.inspect
         print(*sys.modules)"""
     done = subprocess.run(
-        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=30
+        [sys.executable, "-IS", "-c", code], capture_output=True, text=True, check=True, timeout=30 * UNIT
     )
     loaded = {name for name in done.stdout.split() if name.partition(".")[0] not in ("vmessd", "vmessctl")}
     assert loaded & {"os", "types", "enum", "re", "json", "socket", "typing", "dataclasses"} == set()

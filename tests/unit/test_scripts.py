@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from booted import CHECKOUT
+from daemons import UNIT
 from hostile import HostileDirectory
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -66,7 +67,7 @@ def call(
         capture_output=True,
         text=True,
         check=False,
-        timeout=60,
+        timeout=60 * UNIT,
     )
 
 

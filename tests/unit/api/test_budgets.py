@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from daemons import until
+from daemons import UNIT, until
 
 from vmessd.api import audit, budgets
 from vmessd.api.audit import Audit, Note, Peer
@@ -80,7 +80,7 @@ async def test_a_step_that_waits_for_its_turn_can_be_cancelled_at_once() -> None
     share.charge(10)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await asyncio.wait_for(task, 1)
+        await asyncio.wait_for(task, 1 * UNIT)
     assert told == ["cancelled"]
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from asyncvarlink import VarlinkInterfaceRegistry, VarlinkTransport
-from daemons import until
+from daemons import UNIT, until
 
 from vmessctl.client import Client
 from vmessd.api import connection
@@ -136,7 +136,7 @@ class Bench:
         self.theirs.setblocking(False)
         data = b""
         while not data.endswith(b"\0"):
-            more = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.theirs, 1 << 20), 5)
+            more = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(self.theirs, 1 << 20), 5 * UNIT)
             assert more, "hung up"
             data += more
         reply: dict[str, Any] = json.loads(data[:-1])
@@ -156,7 +156,7 @@ async def bench(kind: type[socket.socket] = socket.socket) -> AsyncIterator[Benc
             yield made
         finally:
             made.connection.abort()
-            await asyncio.wait_for(made.ended.wait(), 5)
+            await asyncio.wait_for(made.ended.wait(), 5 * UNIT)
             await asyncio.sleep(0)
             made.hangups.close()
             made.account.close()
@@ -168,7 +168,7 @@ async def test_c47_a_look_ends_when_its_client_leaves() -> None:
         await made.until("look begun")
         made.theirs.close()
         await made.until("look begun", "look given up")
-        await asyncio.wait_for(made.ended.wait(), 5)
+        await asyncio.wait_for(made.ended.wait(), 5 * UNIT)
 
 
 async def test_a_client_may_be_told_of_its_end_after_the_servers() -> None:
@@ -188,7 +188,7 @@ async def test_c47_a_change_is_carried_through_when_its_client_leaves(caplog: py
         await asyncio.sleep(0.05)
         made.supervisor.go_on.set()
         await made.until("change begun", "change done")
-        await asyncio.wait_for(made.ended.wait(), 5)
+        await asyncio.wait_for(made.ended.wait(), 5 * UNIT)
     assert [record.getMessage() for record in caplog.records] == ["uid 1000, pid 7: Make 'a'"]
 
 
@@ -228,7 +228,7 @@ async def test_c48_a_client_is_sent_descriptors_only_when_it_has_read_those_befo
         await made.receive()
         await made.until("log opened", "log opened")
         made.theirs.close()
-        await asyncio.wait_for(made.ended.wait(), 5)
+        await asyncio.wait_for(made.ended.wait(), 5 * UNIT)
         # What it left unread has gone with its socket, so the call after that may be taken before it is missed.
         assert made.supervisor.seen in (["log opened"] * 2, ["log opened"] * 3)
 
@@ -240,7 +240,7 @@ async def test_a_reply_that_nobody_takes_costs_the_connection(monkeypatch: pytes
         made.supervisor.reply = "x" * LONG
         made.send("Make", vm="a")
         began = time.monotonic()
-        await asyncio.wait_for(made.ended.wait(), 5)
+        await asyncio.wait_for(made.ended.wait(), 5 * UNIT)
         assert time.monotonic() - began > 0.05
         assert made.account._unsent == 0
 
@@ -266,7 +266,7 @@ async def test_c68_who_cannot_be_sent_a_reply_is_hung_up_on_at_once(
         made.supervisor.go_on.set()
         made.send(method, **({} if method == "List" else {"vm": "a", "log": "serial"}))
         made.theirs.setblocking(False)
-        said = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(made.theirs, 100), 1)
+        said = await asyncio.wait_for(asyncio.get_running_loop().sock_recv(made.theirs, 100), 1 * UNIT)
         assert said == b"", "a closed connection, and no silence"
     assert len(os.listdir("/proc/self/fd")) == before, "descriptors are closed"
     [line] = [record.getMessage() for record in caplog.records]
@@ -313,7 +313,7 @@ async def test_descriptors_are_handed_over_and_closed() -> None:
         made.send("Log", vm="a", log="serial")
         await made.until("log opened")
         made.theirs.setblocking(True)
-        made.theirs.settimeout(5)
+        made.theirs.settimeout(5 * UNIT)
         _, rights, _, _ = await asyncio.to_thread(made.theirs.recvmsg, 1000, 100)
         handed = array.array("i", rights[0][2])
         assert len(handed) == 1
@@ -331,7 +331,7 @@ async def test_who_is_hung_up_on_is_told_so_also_with_descriptors_on_their_way()
         made.connection.abort()
         assert "parameters" in await made.receive()
         made.theirs.setblocking(False)
-        assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(made.theirs, 100), 5) == b""
+        assert await asyncio.wait_for(asyncio.get_running_loop().sock_recv(made.theirs, 100), 5 * UNIT) == b""
         assert made.account.descriptors() == 0
 
 

@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from daemons import until
+from daemons import UNIT, until
 from disk_images import qemu_img
 
 from vmessd.core.errors import Locked, TimedOut
@@ -35,7 +35,7 @@ async def test_a_vm_is_free_again_when_nobody_waits_for_its_disk_any_more(
 
     def slow(vm: VMDirectory) -> list[Disk]:
         begun.set()
-        go_on.wait(10)
+        go_on.wait(10 * UNIT)
         return real(vm)
 
     monkeypatch.setattr(images, "disks", slow)

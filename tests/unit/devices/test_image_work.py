@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from daemons import until
+from daemons import UNIT, until
 
 from vmessd.devices.image_work import Work
 from vmessd.storage import safefile
@@ -29,7 +29,7 @@ async def test_a_client_that_leaves_while_a_file_is_created_leaves_none(
         left -= 1
         if left == 0:
             begun.set()
-            go_on.wait(10)
+            go_on.wait(10 * UNIT)
         return real(directory, name)
 
     monkeypatch.setattr(safefile, "create_temporary", slow)

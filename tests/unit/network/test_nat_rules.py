@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 import pytest
+from daemons import UNIT
 
 from vmessd.core import nat
 from vmessd.network import nat_rules
@@ -20,7 +21,9 @@ def test_nft_understands_the_rules(opened: tuple[str, ...]) -> None:
     commands = nat_rules.rules(LAB, opened)
     # Without CAP_NET_ADMIN nft cannot even check; in a namespace of its own it can.
     checked = ["unshare", "--net", "nft", "--check", "--file", "-"]
-    done = subprocess.run(checked, input=commands, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(
+        checked, input=commands, capture_output=True, text=True, timeout=20 * UNIT, check=False
+    )
     if "Operation not permitted" in done.stderr:
         pytest.skip("there are no network namespaces here")
     assert (done.returncode, done.stderr) == (0, "")

@@ -9,6 +9,7 @@ import subprocess
 from typing import Any
 
 import pytest
+from daemons import UNIT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -653,7 +654,7 @@ def test_what_shell_prints_bash_reads_back() -> None:
     chosen = NASTY_WORDS + ["".join(chance.choices(alphabet, k=chance.randrange(12))) for _ in range(300)]
     line = f"printf '%s\\0' {shell_line(chosen)}"
     assert line.isprintable()
-    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=10)
+    done = subprocess.run(["bash", "-c", line], capture_output=True, check=True, timeout=10 * UNIT)
     assert done.stdout.split(b"\0")[:-1] == [os.fsencode(word) for word in chosen]
     assert done.stderr == b""
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from daemons import TESTS, own, wait_for
+from daemons import TESTS, UNIT, own, wait_for
 
 from vmessd.core.errors import InvalidValue
 from vmessd.core.records import Moment, RunRecord
@@ -51,7 +51,12 @@ def test_who_lacks_the_capabilities_is_told_which() -> None:
         "os.setgid(65534)\nos.setuid(65534)\ncredentials.find('daemon')"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=TESTS.parent, capture_output=True, text=True, timeout=30, check=False
+        [sys.executable, "-c", code],
+        cwd=TESTS.parent,
+        capture_output=True,
+        text=True,
+        timeout=30 * UNIT,
+        check=False,
     )
     if os.geteuid() != 0:
         pytest.skip("needs root to become somebody")
@@ -122,7 +127,7 @@ def test_a_root_that_is_not_shared_with_qemu_is_refused_before_anything_is_made(
         cwd=TESTS.parent,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * UNIT,
         check=False,
     )
     said = done.stderr.splitlines()
@@ -169,7 +174,7 @@ def test_a_daemon_without_privileges_reads_what_qemus_user_writes(public: Path) 
         cwd=public,
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=30 * UNIT,
         check=False,
     )
     assert done.stdout == f"state {[daemon.pw_gid, NOBODY.pw_gid]}\n", done.stderr

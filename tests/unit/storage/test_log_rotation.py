@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from daemons import TESTS
+from daemons import TESTS, UNIT
 
 from vmessd.core.errors import BadFile, Failed
 from vmessd.storage import log_rotation
@@ -231,7 +231,7 @@ def flood(place: Place) -> Iterator[Callable[[], int]]:
 
         def end() -> int:
             going.unlink()
-            said, _ = writer.communicate(timeout=20)
+            said, _ = writer.communicate(timeout=20 * UNIT)
             return int(said) * LINE
 
         try:
@@ -247,7 +247,7 @@ def test_no_byte_is_lost_or_doubled_under_a_flood(
     monkeypatch.setattr(log_rotation, "CAP", cap)
     total = rounds = 0
     with flood(disk) as end:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * UNIT
         while rounds < times:
             assert time.monotonic() < deadline
             if cut := disk.shorten():
@@ -266,7 +266,7 @@ def test_no_byte_is_lost_or_doubled_under_a_flood(
 def test_without_help_of_the_file_system_what_is_kept_has_no_gap(memory: Place) -> None:
     rounds, reached = 0, 0
     with flood(memory) as end:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 60 * UNIT
         while rounds < 40:
             assert time.monotonic() < deadline
             if memory.shorten():
@@ -364,7 +364,7 @@ def test_killed_before_any_step_it_loses_nothing(place: Place, call: str, *, old
         end = CAP + 1000
         place.log.write_bytes(stream(0, end))
     with shortener(place, call) as process:
-        assert process.wait(20) == -signal.SIGKILL
+        assert process.wait(20 * UNIT) == -signal.SIGKILL
     begin, end_found = whole(place, at_least=min(end, CAP))
     assert end_found == end
     assert begin == 0 or call in ("collapse", "ftruncate"), "replaced only as the last step but one"
@@ -480,16 +480,16 @@ def tiny(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         with image.open("wb") as file:
             file.truncate(2**21)
         make = ["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", str(image)]
-        if subprocess.run(make, check=False, capture_output=True, timeout=30).returncode:
+        if subprocess.run(make, check=False, capture_output=True, timeout=30 * UNIT).returncode:
             pytest.skip("no mkfs.ext4 here")
         mount = ["mount", "-o", "loop", str(image), str(point)]
-    mounted = subprocess.run(mount, check=False, capture_output=True, text=True, timeout=30)
+    mounted = subprocess.run(mount, check=False, capture_output=True, text=True, timeout=30 * UNIT)
     if mounted.returncode:
         pytest.skip(f"nothing can be mounted here: {mounted.stderr.strip()}")
     try:
         yield Place(point)
     finally:
-        subprocess.run(["umount", str(point)], check=True, timeout=30)
+        subprocess.run(["umount", str(point)], check=True, timeout=30 * UNIT)
 
 
 def fill(place: Place, *, but: int = 0) -> Path:

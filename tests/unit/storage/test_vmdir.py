@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import UNIT
 
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable
 from vmessd.core.places import SHARED_ISOS
@@ -324,7 +325,7 @@ def test_c75_killed_in_a_make_leaves_no_vm(tmp_path: Path, call: str, times: int
     change = 'VMDirectory(root, "newvm0").write_setting(BY_FILE["RAM"], "2G")'
     code = DYING.replace(change, 'make(VMDirectory(root, "newvm0"), {"CPU": "best"})')
     argv = [sys.executable, "-c", code, call, str(times), str(tmp_path)]
-    assert subprocess.run(argv, check=False, timeout=10).returncode == 77
+    assert subprocess.run(argv, check=False, timeout=10 * UNIT).returncode == 77
     assert vmdir.listing(tmp_path).vms == []
     for name in vmdir.leftovers(tmp_path):
         assert vmdir.removed(name) is None
@@ -366,7 +367,7 @@ def test_c18_killed_in_a_write_leaves_the_old_or_the_new_value(
 ) -> None:
     vm.write_setting(RAM, old)
     argv = [sys.executable, "-c", DYING, call, str(times), str(vm.path.parent)]
-    assert subprocess.run(argv, check=False, timeout=10).returncode == 77
+    assert subprocess.run(argv, check=False, timeout=10 * UNIT).returncode == 77
     expected = 2 * G if renamed else 512 * M if old else None
     assert vm.read_setting(RAM) == expected
     leftovers = [file.name for file in vm.path.iterdir() if file.name != "RAM"]
@@ -874,7 +875,7 @@ def test_a_child_that_inherits_the_lock_is_the_owner_until_it_ends(vm: VMDirecto
         os.close(lock)
         assert vm.lock() is None
         child.kill()
-        child.wait(10)
+        child.wait(10 * UNIT)
         lock = vm.lock()
         assert lock is not None
         os.close(lock)

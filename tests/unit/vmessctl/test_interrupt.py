@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from daemons import TESTS
+from daemons import TESTS, UNIT
 
 from vmessctl.__main__ import INTERRUPTED
 from vmessd.core import errors
@@ -48,7 +48,9 @@ INSTALLED = f"runpy.run_path({str(TESTS.parent / 'contrib/bin/vmess')!r}, run_na
     ids=["dropped", "while the client is imported", "before"],
 )
 def test_an_interrupt_is_never_lost(code: str) -> None:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=15 * UNIT
+    )
     assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
 
 

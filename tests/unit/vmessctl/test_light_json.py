@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import UNIT
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -87,7 +88,7 @@ def printed(code: str) -> str:
         capture_output=True,
         text=True,
         check=False,
-        timeout=30,
+        timeout=30 * UNIT,
     )
     return done.stdout + done.stderr
 

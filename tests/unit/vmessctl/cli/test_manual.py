@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from daemons import TESTS, generated
+from daemons import TESTS, UNIT, generated
 
 from vmessctl import generate
 from vmessctl.cli import helptext, manual
@@ -95,7 +95,7 @@ def test_man_shows_the_pages_without_a_warning(pages: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=60 * UNIT,
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "MANWIDTH": "78", "MANPAGER": "cat"},
         )
         assert (shown.returncode, shown.stderr) == (0, ""), words
@@ -112,7 +112,7 @@ def test_groff_takes_the_pages_without_a_warning(pages: Path) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=60 * UNIT,
             cwd=pages,
         )
         assert (done.returncode, done.stderr) == (0, ""), page
@@ -141,7 +141,7 @@ def test_the_generator_complains_as_everything_else_does() -> None:
         text=True,
         check=False,
         cwd=TESTS.parent,
-        timeout=30,
+        timeout=30 * UNIT,
     )
     assert (done.returncode, done.stdout) == (InvalidValue.status, "")
     assert done.stderr.splitlines() == [

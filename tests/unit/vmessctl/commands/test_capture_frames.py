@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import NoReturn, cast
 
 import pytest
+from daemons import UNIT
 
 from vmessctl.cli.grammar import parse
 from vmessctl.commands.capture import capturing
@@ -85,7 +86,11 @@ def test_readers_know_both_formats(tmp_path: Path) -> None:
         )
         try:
             done = subprocess.run(
-                ["tcpdump", "-n", "-tt", "-r", file], capture_output=True, text=True, check=True, timeout=10
+                ["tcpdump", "-n", "-tt", "-r", file],
+                capture_output=True,
+                text=True,
+                check=True,
+                timeout=10 * UNIT,
             )
         except FileNotFoundError:
             pytest.skip("tcpdump is not installed")

@@ -11,6 +11,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from daemons import UNIT
 
 from vmessctl.formats import domain, kubevirt, libvirt, machine, proxmox
 from vmessd.core import hardware
@@ -102,7 +103,7 @@ def test_libvirt_takes_the_xml(vm: str, tmp_path: Path) -> None:
     file = tmp_path / "vm.xml"
     file.write_text(libvirt.rendered(machine.of(ALL[vm]))[0])
     for words in (["virt-xml-validate", str(file), "domain"], [*DEFINE, str(file)]):
-        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=60 * UNIT)
         assert done.returncode == 0, done.stderr
 
 
@@ -161,7 +162,9 @@ def test_proxmox_gets_each_word_as_it_is(tmp_path: Path) -> None:
     script, remarks = proxmox.rendered(machine.of(RICH))
     path = f"{tmp_path}:/usr/bin:/bin"
     line = ["sh", "-s", "100", "fast pool"]
-    subprocess.run(line, input=script, text=True, check=True, cwd=tmp_path, env={"PATH": path}, timeout=60)
+    subprocess.run(
+        line, input=script, text=True, check=True, cwd=tmp_path, env={"PATH": path}, timeout=60 * UNIT
+    )
     calls = [call.split("\0") for call in (tmp_path / "out").read_text().split("\0\0")[:-1]]
     create, *rest = calls
     options = dict(zip(create[2::2], create[3::2], strict=True))

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from daemons import UNIT
 
 from vmessctl.hosts import upload
 from vmessd.core.places import SERVICE_ISOS
@@ -19,7 +20,7 @@ def kept(tmp_path: Path, isos: Path, **variables: str) -> Path:
         input=upload.KEEP,
         capture_output=True,
         check=True,
-        timeout=10,
+        timeout=10 * UNIT,
         env={"PATH": "/usr/bin:/bin", "HOME": str(tmp_path / "home"), **variables},
     )
     assert not done.stderr

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from daemons import UNIT
 
 from vmessctl.output.new_file import NewFile
 from vmessd.core.errors import Failed
@@ -71,5 +72,7 @@ import test_new_file
 os.open = test_new_file.unnamed_refused
 test_new_file.write(pathlib.Path({str(tmp_path)!r}, "vm.tar"), lambda: os.kill(os.getpid(), {int(number)}))
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=20 * UNIT
+    )
     assert (done.returncode, os.listdir(tmp_path)) in ((128 + number, []), (-number, [])), done

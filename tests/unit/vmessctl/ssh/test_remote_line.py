@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+from daemons import UNIT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,7 +57,7 @@ def test_a_login_shell_hands_over_all_words(shell: str) -> None:
         word for word in NASTY if shell != "tcsh" or "\n" not in word
     ]  # csh ends a line there, come what may
     line = remote_line(["printf", "%s\\0", *words], "x")
-    done = subprocess.run([shell, "-c", line], capture_output=True, check=True, timeout=30)
+    done = subprocess.run([shell, "-c", line], capture_output=True, check=True, timeout=30 * UNIT)
     assert done.stdout.decode().split("\0")[:-1] == words
 
 
@@ -64,7 +65,7 @@ def test_a_login_shell_hands_over_all_words(shell: str) -> None:
 @given(st.lists(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])), max_size=3))
 def test_any_word_is_one_word_of_sh(words: list[str]) -> None:
     line = " ".join(["printf", "'%s\\0'", "x", *map(quoted, words)])
-    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30)
+    done = subprocess.run(["sh", "-c", line], capture_output=True, check=True, timeout=30 * UNIT)
     assert done.stdout.decode().split("\0")[1:-1] == words
 
 
