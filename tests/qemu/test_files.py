@@ -614,7 +614,7 @@ def test_cdrom_and_ram_as_the_caller_means_them(daemon: Daemon, tmp_path: Path) 
         0,
         f"{A}: ram takes effect at its next start\n",
     )
-    assert refused(daemon, B, "ram", "1G", status=4).endswith("use vmess make")
+    assert refused(daemon, B, "ram", "1G", status=4).startswith(f"no VM {B}: ")
 
 
 def test_an_image_that_was_replaced_by_one_of_the_same_size_waits_for_the_next_start(daemon: Daemon) -> None:

@@ -159,7 +159,7 @@ def test_a_server_of_virtiofs_that_dies_is_reported(daemon: Daemon, tmp_path: Pa
         watch.send_signal(signal.SIGINT)
     assert f"newvm0: {failed}" in daemon.log.read_text()
     assert daemon.status("newvm0")["state"] == "running"
-    assert f"SHARES src {tmp_path} virtiofs: {failed}" in daemon.done("newvm", "info")
+    assert f"SHARES: src {tmp_path} virtiofs: {failed}" in daemon.done("newvm", "info")
     daemon.done("newvm", "stop", "force", "start")
     assert failed not in daemon.done("newvm", "info")
 

@@ -101,7 +101,7 @@ def test_a_tpm_that_fails_is_logged(daemon: Daemon) -> None:
     failed = "its TPM (swtpm) has failed, status -9; see qemu.log"
     daemon.wait_log(f"newvm0: {failed}")
     assert daemon.status("newvm")["state"] == "running"
-    assert f"TPM on: {failed}" in daemon.done("newvm", "info")
+    assert f"TPM: on: {failed}" in daemon.done("newvm", "info")
 
 
 def test_what_is_in_the_place_of_the_state_is_not_touched(daemon: Daemon) -> None:
