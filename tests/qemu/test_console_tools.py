@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pexpect
@@ -27,12 +27,14 @@ GREETING = b"\xff\xfb\x01\xff\xfb\x03\xff\xfb\x00\xff\xfd\x00"
 
 
 @contextlib.contextmanager
-def listening(daemon: Daemon, *words: str) -> "Iterator[tuple[list[int], subprocess.Popen[str]]]":
+def listening(
+    daemon: Daemon, *words: str, start: "Callable[..., subprocess.Popen[str]]" = Daemon.client
+) -> "Iterator[tuple[list[int], subprocess.Popen[str]]]":
     """A client that serves consoles: their ports, and the process."""
     vms = [word for word in words if not word.startswith("-")] or ["--all"]
     count = 2 if vms == ["--all"] else len(vms)
     flags = [word for word in words if word.startswith("-") and word != "--all"]
-    client = daemon.client(*vms, "console", "--listen=auto", *flags)
+    client = start(daemon, *vms, "console", "--listen=auto", *flags)
     try:
         assert client.stdout is not None
         lines = [client.stdout.readline() for _ in range(count)]
@@ -76,12 +78,34 @@ def test_a_console_is_served_by_telnet_and_the_next_client_has_it_after_the_firs
     assert log.read_bytes() == b"Rone\rtwo\r"
 
 
+PATIENT = (
+    "import sys; from vmessctl import __main__; from vmessctl.commands.console import line; "
+    "line.QUIET = 3.0; sys.exit(__main__.main())"
+)
+
+
+def patient(daemon: Daemon, *words: str) -> "subprocess.Popen[str]":
+    """A client as that of :meth:`Daemon.client`, for which a guest is silent after three seconds."""
+    return subprocess.Popen(
+        [sys.executable, "-c", PATIENT, *words],
+        env=daemon.environment(),
+        text=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
 def test_plain_bytes_pass_as_they_are_and_none_is_lost_by_a_client_that_closes_its_direction(
     daemon: Daemon,
 ) -> None:
+    """Here, a guest that has no processor for a while is not silent."""
     running(daemon)
     much = bytes(range(256)) * 16
-    with listening(daemon, A, "--plain") as ((port,), _), connected(port, plain=True) as sock:
+    with (
+        listening(daemon, A, "--plain", start=patient) as ((port,), _),
+        connected(port, plain=True) as sock,
+    ):
         sock.sendall(much)
         sock.shutdown(socket.SHUT_WR)
         assert rest(sock) == much
