@@ -299,7 +299,7 @@ def silent(data: bytes) -> bool:
     return isinstance(call, dict) and bool(call.get("oneway"))
 
 
-def test_c25_ten_thousand_fuzzed_messages(
+def test_c25_thousands_of_fuzzed_messages(
     shared: Daemon, interface: varlink.Interface, *, is_long: bool
 ) -> None:
     number = 10_000 if is_long else 3000

@@ -126,7 +126,9 @@ def test_a_setting_of_a_megabyte_is_one_clear_line_wherever_it_is_shown(daemon: 
         result = daemon.vmessctl(A, verb)
         said = f"{result.stdout}{result.stderr}"
         assert (result.returncode, len(said) < 2000) == (status, True), verb
-        assert any(f"RAM {objection}" in line for line in said.splitlines()), verb
+        assert "RAM RAM" not in said, verb
+        shown = f"RAM: {objection}" if verb == "info" else f"RAM {objection}"
+        assert any(shown in line for line in said.splitlines()), verb
     assert row(daemon, A, "memory,note") == f"- RAM {objection}"
     assert json.loads(daemon.vmessctl(A, "status", "--json").stdout)["status"]["problem"] == f"RAM {objection}"
     assert daemon.vmessctl(A, "ram", "16M").returncode == 0

@@ -330,8 +330,8 @@ def _settings(directory: VMDirectory) -> list[Value]:
             text = directory.setting_text(file)
         except VmessError as error:
             if isinstance(error, BadFile) and directory.exists():
-                why = printable(error.message.removeprefix(f"{directory}/"))
-                values.append(Value(file, why if file == LOCK else "", why))
+                why = printable(error.message.removeprefix(f"{directory}/{file} "))
+                values.append(Value(file, f"{LOCK} {why}" if file == LOCK else "", why))
             continue
         if text is not None:
             values.append(Value(file, as_told(file, text), _objection(directory, BY_FILE[file], text)))
