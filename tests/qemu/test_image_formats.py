@@ -115,6 +115,7 @@ def test_c61_another_vms_image_beside_the_vms_own_is_nobodys_business(daemon: Da
         f"{B}-hda.img.bak",
         f"x{B}-hdb.img.raw",
         "hdb.img",
+        "Capital0-hdb.img",
     ):
         (place / name).write_bytes(bytes(M))
     daemon.done(A, "start")

@@ -17,7 +17,7 @@ from vmessd.core import names, quantities, settings
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, failing, printable, quoted, reason, shell_line
 from vmessd.core.places import SHARED_ISOS
-from vmessd.storage import backing, image_formats, safefile
+from vmessd.storage import backing, image_formats, plans, safefile
 from vmessd.storage.backing import Base, Identity
 from vmessd.storage.image_formats import Format
 from vmessd.storage.vmdir import VMDirectory
@@ -291,16 +291,21 @@ def foreign(vm: VMDirectory) -> list[str]:
 def _foreign(vm: VMDirectory) -> list[re.Match[str]]:
     with vm.opened() as directory, failing(f"{vm} cannot be read"):
         found = [_DRIVE_FILE.fullmatch(name) for name in sorted(os.listdir(directory))]
-    matches = [match for match in found if match is not None and _is_meant(vm.vm, match)]
+    matches = [match for match in found if match is not None and not names.snapshot_of(match[0])]
     filled = {_slot(match) for match in matches if match[1] == vm.vm}
-    return [match for match in matches if match[1] != vm.vm and _slot(match) not in filled]
+    others = [match for match in matches if match[1] != vm.vm and _slot(match) not in filled]
+    has_disks = not filled.isdisjoint(names.DISKS)
+    return [match for match in others if _is_meant(vm.vm, match, has_disks=has_disks)]
 
 
-def _is_meant(vm: str, match: re.Match[str]) -> bool:
-    """Tell whether a file was named as a drive; many have `cdrom` in the names of their own ISO images."""
-    if names.snapshot_of(match[0]):
-        return False
-    return match[2] is not None or names.is_full(match[1]) or vm in names.like(match[1])
+def _is_meant(vm: str, match: re.Match[str], *, has_disks: bool) -> bool:
+    """Tell whether a file was named as a drive of a VM.
+
+    Beside disks of the VM, `data-hdb.img` may be a file of the person's, and so may each `cdrom` without a VM.
+    """
+    if match[2] is not None and not has_disks:
+        return True
+    return names.is_full(match[1]) or vm in names.like(match[1])
 
 
 def _slot(match: re.Match[str]) -> str:
@@ -489,6 +494,7 @@ def detach(vm: VMDirectory, slot: str, *, as_root: bool = False) -> str | None:
                 os.fsync(aside)
             undo.pop_all()
         clear_bases(vm, directory, slot)
+        plans.forget(directory, vm.vm, slot)
         back = shell_line(["mv", *(f"{vm.path}/{place}/{file}" for file in (name, *bases)), f"{vm.path}/"])
         return f"{name} is kept in {place}; to have it back{', as root' * as_root}: {back}"
 
@@ -523,5 +529,6 @@ def delete(vm: VMDirectory, slot: str) -> str | None:
             backing.check_unused(vm, name, Identity.of(os.stat(name, dir_fd=directory)))
         safefile.remove(directory, name, durable=True)
         clear_bases(vm, directory, slot)
+        plans.forget(directory, vm.vm, slot)
         rest = "" if target is None else f", a link; {printable(target)} is not deleted"
         return f"{name}: deleted{rest}"

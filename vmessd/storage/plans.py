@@ -150,6 +150,19 @@ def settle(directory: int) -> None:
     safefile.remove(directory, FILE, durable=True)
 
 
+def forget(directory: int, vm: str, slot: str) -> None:
+    """Take a disk whose image has gone out of the plan: it must not meet another. Raises Failed, BadFile."""
+    plan = pending(directory, vm)
+    if plan is None:
+        return
+    steps, undo = (tuple(one for one in steps if one.slot != slot) for steps in (plan.steps, plan.undo))
+    if not steps and not undo:
+        settle(directory)
+    elif (steps, undo) != (plan.steps, plan.undo):
+        left = Plan(plan.vm, steps, undo, plan.run, plan.nodes, merges=plan.merges)
+        safefile.write(directory, FILE, text(left))
+
+
 def take_back(directory: int, plan: Plan) -> None:
     """Undo a plan; raises as :func:`carry_out`."""
     carry_out(directory, Plan(plan.vm, plan.undo))

@@ -41,7 +41,7 @@ async def test_a_vm_is_free_again_when_nobody_waits_for_its_disk_any_more(
     monkeypatch.setattr(images, "disks", slow)
     inbox, lane = Inbox(vm.vm), Lane("its files")
     growing = functools.partial(disks._growing_qcow2, vm, "hda", "2M")
-    patience = 30 if leaves else 0.05
+    patience = (30 if leaves else 0.5) * UNIT
     caller = asyncio.create_task(inbox.change(growing, stopped=True, patience=patience))
     job = await inbox.get()
     assert isinstance(job, Job)

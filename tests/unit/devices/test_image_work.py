@@ -47,5 +47,5 @@ async def test_a_client_that_leaves_while_a_file_is_created_leaves_none(
     go_on.set()
     with pytest.raises(asyncio.CancelledError):
         await client
-    await lane.idle(5)
+    await lane.idle(5 * UNIT)
     assert os.listdir(home.path) == []

@@ -14,6 +14,8 @@ from vmessd.storage.vmdir import Hold, VMDirectory
 
 VM = "newvm0"
 TAKEN = 1_700_000_000.0
+CORRUPT = 79
+"""The place of the byte of the header whose second bit says that the image is corrupt (QEMU, qcow2.txt)."""
 
 
 @pytest.fixture
@@ -108,6 +110,23 @@ def test_a_merge_that_is_decided_is_completed_before_its_disk_goes(
     with (vm.path / f"{VM}-hda.qcow2").open("rb") as disk:
         assert way(vm, "hda") is not None
         assert qcow2.parse(disk.read(qcow2.HEAD)).backing is None
+    assert vm.pending_plan() is None
+
+
+@pytest.mark.parametrize("way", [images.detach, images.delete])
+def test_a_merge_that_cannot_be_completed_does_not_meet_the_next_image_of_the_slot(
+    vm: VMDirectory, way: Callable[[VMDirectory, str], str | None]
+) -> None:
+    for name in ("two", "one"):
+        vm.settle_plan()
+        _, decided = begun(vm, name)
+        vm.carry_out(decided)
+    with (vm.path / f"{VM}-hda.qcow2").open("r+b") as disk:
+        disk.seek(CORRUPT)
+        disk.write(b"\2")
+    with pytest.raises(BadFile, match="is marked as corrupt"):
+        vm.settle_plan()
+    assert way(vm, "hda") is not None
     assert vm.pending_plan() is None
 
 

@@ -574,6 +574,14 @@ def test_other_files_in_the_directory_are_no_drives_of_another_vm(vm: VMDirector
     images.check(vm, disks(vm), ())
 
 
+def test_beside_a_disk_of_the_vm_a_file_may_have_any_name_but_that_of_another_vm(vm: VMDirectory) -> None:
+    set_disk(vm, "hda", "1M")
+    (vm.path / "data-hdb.img").write_bytes(bytes(M))
+    assert images.foreign(vm) == []
+    (vm.path / "leaf0-hdb.img").write_bytes(bytes(M))
+    assert images.foreign(vm) == ["leaf0-hdb.img"]
+
+
 def test_a_disk_may_be_a_link_to_an_image_or_a_block_device(vm: VMDirectory, tmp_path: Path) -> None:
     image = tmp_path / "elsewhere.img"
     image.write_bytes(bytes(M))
