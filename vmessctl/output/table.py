@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     VM = Mapping[str, Any]
 
 GAP = "  "
+UNLIMITED = 1 << 30
 
 
 class Column(PlainRecord):
@@ -34,34 +35,41 @@ class Column(PlainRecord):
         """Minimum width in characters, which keeps the table from moving."""
         self.left = left
         self.least = least
-        """Of the last column, the width to which it may be cut before other columns are dropped."""
+        """The width to which its cells may be cut before other columns are dropped; None for not at all."""
 
 
 def grid(columns: Sequence[Column], vms: Sequence[VM], width: int | None = None) -> list[str]:
     """Return a line of titles and one for each VM, at most `width` long; None is unlimited."""
+    limit = UNLIMITED if width is None else width
     cells = [(column, [column.title, *map(column.text, vms)]) for column in columns]
-    fitted, gap = _fitting([(column, max(column.width, *map(len, texts))) for column, texts in cells], width)
+    fitted, gap = _fitting([(column, max(column.width, *map(len, texts))) for column, texts in cells], limit)
+    end = "…" if len(fitted) > 1 else ""  # of a name alone, as much as fits
     padded = [
-        [text.ljust(wide) if column.left else text.rjust(wide) for text in texts]
+        [(str.ljust if column.left else str.rjust)(_cut(text, wide, end), wide) for text in texts]
         for column, texts in cells
         if (wide := fitted.get(column.title)) is not None
     ]
-    end = "…" if len(fitted) > 1 else ""  # of a name alone, as much as fits
-    return [_cut(gap.join(line).rstrip(), width, end) for line in zip(*padded, strict=True)]
+    return [_cut(gap.join(line).rstrip(), limit, end) for line in zip(*padded, strict=True)]
 
 
-def _cut(line: str, width: int | None, end: str) -> str:
-    """Return a line of at most `width` characters, with another end if it was longer."""
-    return line if width is None or len(line) <= width else line[: width - len(end)] + end
+def _cut(text: str, width: int, end: str) -> str:
+    """Return a text of at most `width` characters, with another end if it was longer."""
+    return text if len(text) <= width else text[: width - len(end)] + end
 
 
-def _fitting(widths: Sequence[tuple[Column, int]], width: int | None) -> tuple[dict[str, int], str]:
+def _fitting(widths: Sequence[tuple[Column, int]], width: int) -> tuple[dict[str, int], str]:
     """Return the widths of the columns that fit, by title, and the gap between them."""
     fitted = widths
     while True:
-        taken = sum(wide if column.least is None else min(wide, column.least) for column, wide in fitted)
+        taken = sum(_least(column, wide) for column, wide in fitted)
         for gap in (GAP, " "):
-            if width is None or taken + len(gap) * (len(fitted) - 1) <= width or len(fitted) == 1:
-                return {column.title: wide for column, wide in fitted}, gap
+            spare = width - taken - len(gap) * (len(fitted) - 1)
+            if spare >= 0 or len(fitted) == 1:
+                share = spare // max(1, sum(column.least is not None for column, _ in fitted))
+                return {column.title: min(wide, _least(column, wide) + share) for column, wide in fitted}, gap
         lowest = min(column.importance for column, _ in fitted)
         fitted = [(column, wide) for column, wide in fitted if column.importance > lowest] or fitted[:1]
+
+
+def _least(column: Column, wide: int) -> int:
+    return wide if column.least is None else min(wide, column.least)

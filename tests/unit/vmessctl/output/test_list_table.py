@@ -73,6 +73,26 @@ def test_columns_are_picked_by_name() -> None:
     assert list_table.lines(VMS[:1], columns, header=False) == ["stopped  a0      -"]
 
 
+@pytest.mark.parametrize("picked", ["note,name", "name,note", "note,note,name", "note,host,name,state"])
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_a_long_note_leaves_room_for_the_columns_after_it(picked: str, width: int) -> None:
+    lines = list_table.lines([vm("a0", problem="x" * 150), vm("b0")], list_table.chosen(picked), width)
+    for line, name in zip(lines, ("NAME", "a0", "b0"), strict=True):
+        assert name in line.split()
+        assert len(line) <= width
+
+
+def test_a_note_has_the_width_that_the_other_columns_leave() -> None:
+    vms = [vm("a0", problem="x" * 150), vm("b0", problem="short")]
+    assert list_table.lines(vms, list_table.chosen("note,name"), 20) == [
+        "NOTE            NAME",
+        "xxxxxxxxxxxxx…  a0",
+        "short           b0",
+    ]
+    assert list_table.lines(vms, list_table.chosen("note,name"), 200)[1] == "x" * 150 + "  a0"
+    assert list_table.lines(vms[1:], list_table.chosen("note,name"), 20) == ["NOTE   NAME", "short  b0"]
+
+
 @pytest.mark.parametrize("text", ["", "name,", "Name", "name state", "colour\x1b"])
 def test_a_wrong_column_is_refused(text: str) -> None:
     with pytest.raises(InvalidValue) as caught:
