@@ -36,11 +36,15 @@ class NewFile:
     def __enter__(self) -> int:
         if self._file == STANDARD:
             return sys.stdout.fileno()
-        with failing(f"{printable(self._file)} cannot be created"):
-            try:
-                self._fd = os.open(self._parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
-            except OSError:
-                self._begin_draft()
+        try:
+            with failing(f"{printable(self._file)} cannot be created"):
+                try:
+                    self._fd = os.open(self._parent, os.O_TMPFILE | os.O_WRONLY, 0o600)
+                except OSError:
+                    self._begin_draft()
+        except BaseException:  # a signal too, which ends the program before the block begins
+            self._close()
+            raise
         return self._fd
 
     def _begin_draft(self) -> None:
@@ -61,9 +65,14 @@ class NewFile:
                     os.fsync(self._fd)
                     self._give_name()
         finally:
+            self._close()
+
+    def _close(self) -> None:
+        """Close the file, and delete it unless it has its name."""
+        if self._fd >= 0:
             os.close(self._fd)
-            if self._draft is not None:
-                os.unlink(self._draft)
+        if self._draft is not None:
+            os.unlink(self._draft)
 
     def _give_name(self) -> None:
         """Give the file its name, which must be free; raises OSError."""

@@ -24,6 +24,18 @@ def unnamed_refused(path: str, flags: int, *more: Any, **options: Any) -> int:
     return os_open(path, flags, *more, **options)
 
 
+def signal_while_created(number: int) -> Callable[..., int]:
+    """An open(2) of such a file system, during which a signal comes when a file is created."""
+
+    def opened(path: str, flags: int, *more: Any, **options: Any) -> int:
+        fd = unnamed_refused(path, flags, *more, **options)
+        if flags & os.O_CREAT:
+            os.kill(os.getpid(), number)
+        return fd
+
+    return opened
+
+
 def link_refused(*_paths: object, **_options: object) -> None:
     raise OSError(errno.EPERM, "no links")
 
@@ -63,13 +75,14 @@ def test_nothing_stays_of_one_that_fails(plain: Path) -> None:
     assert not os.listdir(plain)
 
 
+@pytest.mark.parametrize("opens", ["unnamed_refused", "signal_while_created({})"], ids=["written", "created"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
-def test_nothing_stays_after_a_signal(number: signal.Signals, tmp_path: Path) -> None:
+def test_nothing_stays_after_a_signal(number: signal.Signals, opens: str, tmp_path: Path) -> None:
     code = f"""
 import os, pathlib, sys
 sys.path[:0] = {[str(Path(__file__).parent), *sys.path]}
 import test_new_file
-os.open = test_new_file.unnamed_refused
+os.open = test_new_file.{opens.format(int(number))}
 test_new_file.write(pathlib.Path({str(tmp_path)!r}, "vm.tar"), lambda: os.kill(os.getpid(), {int(number)}))
 """
     done = subprocess.run(
