@@ -12,6 +12,8 @@ import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon
 from disk_images import qemu_img
 
+from vmessctl.client import ANSWER_TIME
+
 A_WHILE = 0.2
 """Seconds in which a client would end that does not wait for the reply."""
 DOMAIN = (
@@ -21,9 +23,12 @@ IMPORT, ON_IMAGE = ("import", "--format", "libvirt"), ("newvm", "make", "--image
 
 
 def ended_during(
-    daemon: Daemon, place: Path, method: str, number: signal.Signals, *words: str
+    daemon: Daemon, place: Path, method: str, number: signal.Signals, *words: str, hangs: bool = False
 ) -> tuple[int, str]:
-    """Send a client a signal while the daemon has not heard of a call; return its exit status and errors."""
+    """Send a client a signal while the daemon has not heard of a call; return its exit status and errors.
+
+    A daemon that hangs hears of it when the client has ended.
+    """
     daemon_path, daemon.socket = daemon.socket, place / "relay.sock"
     with socket.socket(socket.AF_UNIX) as relay:
         relay.bind(str(daemon.socket))
@@ -38,7 +43,10 @@ def ended_during(
                     while call := ours.recv(65536):
                         if f".{method}".encode() in call:
                             client.send_signal(number)
-                            time.sleep(A_WHILE)
+                            if hangs:
+                                client.wait()
+                            else:
+                                time.sleep(A_WHILE)
                         theirs.sendall(call)
                         try:
                             ours.sendall(theirs.recv(65536))
@@ -82,3 +90,14 @@ def test_c200_nothing_stays_of_a_vm_that_is_not_whole(
     ended = ended_during(daemon, tmp_path, method, number, *words)
     assert ended == (128 + number, "newvm0 is deleted again\n")
     assert not [name for name in os.listdir(daemon.root) if name.startswith("newvm0")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_daemon_that_hangs_keeps_nobody_from_leaving(
+    daemon: Daemon, tmp_path: Path, number: signal.Signals
+) -> None:
+    began = time.monotonic()
+    ended = ended_during(daemon, tmp_path, "Make", number, *ON_IMAGE, hangs=True)
+    assert time.monotonic() - began < ANSWER_TIME
+    said = "it is not known whether vmessd has made newvm0: vmess newvm0 status\n"
+    assert ended == (128 + number, said)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+
 from vmessctl.cli.verbs import PROGRAM
 from vmessctl.client import connect
 from vmessctl.output import ending
@@ -14,6 +16,9 @@ if TYPE_CHECKING:
 
     from vmessctl.cli.verbs import Invocation
     from vmessctl.client import Client, Reply
+
+HOLD_TIME = 3.0
+"""Seconds for which signals wait for a reply. A daemon that hangs must not keep anybody from leaving."""
 
 
 class Unfinished:
@@ -32,8 +37,14 @@ class Unfinished:
     def make(self) -> Reply:
         """Make the VM, without anything in it; raises VmessError."""
         with ending.held_back():  # without the reply, nobody knows whether there is a VM to delete
-            reply = self._client.call("Make", vm=self._vm)
-            self._is_made = True
+            self._client.send("Make", {"vm": self._vm})
+            if select.select([self._client], [], [], HOLD_TIME)[0]:
+                return self._made()
+        return self._made()
+
+    def _made(self) -> Reply:
+        reply, _ = self._client.receive()
+        self._is_made = True
         return reply
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
@@ -42,6 +53,8 @@ class Unfinished:
         self._client.close()  # which ends what the daemon does for it
         if self._is_made:
             self._delete()
+        elif not isinstance(error, Exception):  # a signal
+            say(f"it is not known whether vmessd has made {self._vm}: {PROGRAM} {self._vm} status")
 
     def _delete(self) -> None:
         try:
