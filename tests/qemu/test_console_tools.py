@@ -133,13 +133,17 @@ def test_vms_whose_names_lead_to_one_port_are_not_served_there(daemon: Daemon) -
     twin = next(name for name in map("a{}-a".format, itertools.count()) if by_name([name], 20000)[name] == port)
     for vm in (A, B, twin):
         daemon.make(vm)
-    for one, other in ((A, twin), (twin, A)):
+    pairs = ((A, twin), (twin, A))
+    instead = []
+    for one, other in pairs:
         result = daemon.vmessctl(one, "console", "--listen", "auto")
         assert (result.returncode, result.stdout) == (1, "")
-        assert result.stderr.splitlines() == [
-            f"vmessctl: {one} is not served: its port {port} is that of {other} as well",
-            f"  hint: a port of its own: vmessctl {one} console --listen 5001",
-        ]
+        said, hint = result.stderr.splitlines()
+        assert said == f"vmessctl: {one} is not served: its port {port} is that of {other} as well"
+        line, _, free = hint.partition("=")
+        assert line == f"  hint: a port of its own: vmessctl {one} console --listen"
+        instead.append(int(free))
+    assert len({port, by_name([B], 20000)[B], *instead}) == 4
     client = daemon.client("--all", "console", "--listen=auto")
     assert client.stdout is not None
     assert client.stdout.readline() == f"{B}: 127.0.0.1:{by_name([B], 20000)[B]}\n"

@@ -9,15 +9,15 @@ from __future__ import annotations
 import select
 import time
 
-from vmessctl.cli import verbs
-from vmessctl.cli.verbs import Invocation
+from vmessctl.cli import grammar, verbs
+from vmessctl.cli.verbs import PROGRAM, Invocation
 from vmessctl.client import connect
 from vmessctl.commands.console import serial_port, tcp_ports
 from vmessctl.commands.console.line import Line
 from vmessctl.output.addresses import bracketed, is_loopback
 from vmessctl.output.terminal import complain, emit, hushed, say
 from vmessd.core import serial_ports
-from vmessd.core.errors import DONE, INTERRUPTED, counted, worst
+from vmessd.core.errors import DONE, INTERRUPTED, counted, shell_line, worst
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,13 +37,15 @@ def run(invocation: Invocation) -> int:
     """Serve the consoles until Ctrl-C; return the exit status."""
     where = tcp_ports.parse(invocation.options[verbs.LISTEN.flag])
     ports, status = _ports(invocation, where), DONE
+    instead = tcp_ports.instead(ports)
     listeners: Listeners = {}
     try:
         for vm in (vm for vm in ports if vm in invocation.vms):
             others = [other for other, port in ports.items() if port == ports[vm] and other != vm]
             listener = None if others else tcp_ports.listen(where, ports[vm])
             if listener is None:
-                status = worst([status, complain(tcp_ports.taken(where, vm, ports[vm], others))])
+                own = alone(invocation, vm, instead[vm])
+                status = worst([status, complain(tcp_ports.taken(where, vm, ports[vm], others, own))])
             else:
                 listeners[listener.fileno()] = (listener, vm)
                 _announce(invocation, vm, where, ports[vm])
@@ -83,6 +85,15 @@ def _ports(invocation: Invocation, where: tcp_ports.Endpoint) -> dict[str, int]:
         return {invocation.vms[0]: where.port}
     base = tcp_ports.BASE + tcp_ports.SPAN * (serial_port.number(invocation.arguments) - serial_ports.FIRST)
     return tcp_ports.by_name({*invocation.vms, *known}, where.port or base)
+
+
+def alone(invocation: Invocation, vm: str, port: int) -> str:
+    """Return a command line that serves one of the VMs as this one does, at a port."""
+    address, colon, _ = invocation.options[verbs.LISTEN.flag].rpartition(":")
+    options = invocation.options | {verbs.LISTEN.flag: f"{address}{colon}{port}"}
+    options.pop(verbs.ALL.flag, None)
+    line = Invocation(invocation.command, (vm,), invocation.arguments, options)
+    return shell_line([PROGRAM.name, *grammar.written(line)])
 
 
 def _announce(invocation: Invocation, vm: str, where: tcp_ports.Endpoint, port: int) -> None:

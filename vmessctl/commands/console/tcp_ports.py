@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import _socket  # as in `client`
 import errno
+from itertools import chain
 
-from vmessctl.cli.verbs import LISTEN, PROGRAM
+from vmessctl.cli.verbs import PROGRAM
 from vmessd.core import names
 from vmessd.core.errors import Failed, InvalidValue, NotPermitted, VmessError, quoted, reason
 from vmessd.core.plainrecord import PlainRecord
@@ -13,7 +14,7 @@ from vmessd.core.plainrecord import PlainRecord
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
     from typing import Any
 
 ADDRESS = "127.0.0.1"
@@ -73,9 +74,22 @@ def by_name(vms: Iterable[str], base: int) -> dict[str, int]:
     return {vm: base + names.console(vm) % SPAN for vm in sorted(vms, key=names.natural)}
 
 
-def taken(where: Endpoint, vm: str, port: int, others: Collection[str]) -> Failed:
-    """Return why a VM is not served at a port: it is that of `others` as well, or a program has it."""
-    own = f"{PROGRAM} {vm} console {LISTEN.flag} 5001"
+def instead(ports: Mapping[str, int]) -> dict[str, int]:
+    """Return another port for each VM, the next one that neither is among the ports nor has been given."""
+    given: dict[str, int] = {}
+    used = {*ports.values()}
+    for vm, port in ports.items():
+        following = chain(range(port + 1, PORT_MAX + 1), range(port - 1, 0, -1))
+        given[vm] = next(each for each in following if each not in used)
+        used.add(given[vm])
+    return given
+
+
+def taken(where: Endpoint, vm: str, port: int, others: Collection[str], own: str) -> Failed:
+    """Return why a VM is not served at a port: it is that of `others` as well, or a program has it.
+
+    `own` is a command line that serves it at another port.
+    """
     if others:
         return Failed(
             f"{vm} is not served: its port {port} is that of {', '.join(others)} as well",

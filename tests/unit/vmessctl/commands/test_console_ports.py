@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from vmessctl.cli import grammar
 from vmessctl.commands.console.line import Seat
-from vmessctl.commands.console.tcp_ports import by_name, listen, parse, taken
+from vmessctl.commands.console.listen import alone
+from vmessctl.commands.console.tcp_ports import by_name, instead, listen, parse, taken
 from vmessd.core.errors import Failed, InvalidValue
 
 
@@ -88,15 +90,42 @@ def test_a_port_that_is_taken_is_not_listened_at() -> None:
     where = parse("auto")
     with socket.create_server(("127.0.0.1", 0)) as other:
         assert listen(where, other.getsockname()[1]) is None
-    why = taken(where, "leaf0", 20007, [])
+    why = taken(where, "leaf0", 20007, [], "vmess leaf0 console --listen=20008")
     assert why.message == "leaf0 is not served: port 20007 on 127.0.0.1 is taken"
-    assert why.hint == "to see by whom: ss -ltnp sport = 20007; another port: vmess leaf0 console --listen 5001"
+    assert (
+        why.hint == "to see by whom: ss -ltnp sport = 20007; another port: vmess leaf0 console --listen=20008"
+    )
 
 
 def test_a_port_that_several_vms_have_is_one_line_with_a_way_out() -> None:
-    why = taken(parse("auto"), "leaf0", 20007, ["oak1", "web-a"])
+    why = taken(parse("auto"), "leaf0", 20007, ["oak1", "web-a"], "vmess leaf0 console --listen=20008")
     assert why.message == "leaf0 is not served: its port 20007 is that of oak1, web-a as well"
-    assert why.hint == "a port of its own: vmess leaf0 console --listen 5001"
+    assert why.hint == "a port of its own: vmess leaf0 console --listen=20008"
+
+
+def test_another_port_is_the_next_that_is_neither_of_a_vm_nor_given_to_one() -> None:
+    assert instead({"leaf0": 5001}) == {"leaf0": 5002}
+    ports = {"leaf0": 20007, "oak1": 20007, "web-a": 20008}
+    assert instead(ports) == {"leaf0": 20009, "oak1": 20010, "web-a": 20011}
+    assert instead({"leaf0": 65535, "oak1": 65534}) == {"leaf0": 65533, "oak1": 65532}
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("leaf0 console --listen 5001", "leaf0 console --listen=7001"),
+        ("leaf0 console 2 --listen auto", "leaf0 console --listen=7001 2"),
+        ("--all console --listen 0.0.0.0:auto --plain", "leaf0 console --listen=0.0.0.0:7001 --plain"),
+        (
+            "leaf spine console --read-only --listen [::1]:5001",
+            "leaf0 console --read-only '--listen=[::1]:7001'",
+        ),
+        ("-q leaf start console --listen 5001", "--quiet leaf0 console --listen=7001"),
+    ],
+)
+def test_the_line_for_another_port_serves_the_same_console_in_the_same_way(words: str, line: str) -> None:
+    step = grammar.parse(words.split()).steps()[-1]
+    assert alone(step, "leaf0", 7001) == f"vmess {line}"
 
 
 def test_an_address_of_another_host_is_one_line() -> None:
