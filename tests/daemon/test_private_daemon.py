@@ -18,7 +18,6 @@ import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, end_processes_of, has_ended, own, wait_for
 
 from vmessctl.client import answers
-from vmessctl.commands import daemon as daemon_verb
 from vmessd.core import places
 
 pytestmark = pytest.mark.qemu
@@ -329,12 +328,24 @@ def test_a_daemon_that_hangs_is_killed_and_its_vms_keep_running(person: Person) 
     assert (again.stdout, again.stderr) == (before, STARTED)
 
 
+def is_pending(pid: int, number: int) -> bool:
+    """Tell whether a signal waits until a process continues (proc(5), ShdPnd)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return bool(int(status.partition("ShdPnd:")[2].split()[0], 16) >> number - 1 & 1)
+
+
 def test_a_daemon_that_answers_late_is_not_killed(person: Person) -> None:
     person.vmess()
     pid = person.daemon()["pid"]
     os.kill(pid, signal.SIGSTOP)
-    with person.popen(*CLIENT, "daemon", "stop") as stop:
-        time.sleep(daemon_verb.SILENCE + daemon_verb.KILL_TIME / 2)
+    patient = """
+from vmessctl import app
+from vmessctl.commands import daemon
+daemon.SILENCE, daemon.KILL_TIME = 0.1, 1000.0
+app.main()
+"""
+    with person.popen(sys.executable, "-c", patient, "daemon", "stop") as stop:
+        wait_for(lambda: is_pending(pid, signal.SIGTERM), 30, "the request to end")
         os.kill(pid, signal.SIGCONT)
         said, _ = stop.communicate(timeout=30 * UNIT)
     assert said == f"vmessd (PID {pid}) did not answer and stopped; VMs keep running\n"
