@@ -196,17 +196,17 @@ class _Capture:
         """Yield the frames that have come by their times; those after the look began are for the next one."""
         held, self._held = self._held, []
         until = max([time.time_ns() // 1000, *(frame.at for frame, _ in held)])  # nothing is held twice
-        come = [self._frames_of(number, until) for number in range(len(self._sources))]
+        come = [self._frames_of(number) for number in range(len(self._sources))]
         for frame, number in heapq.merge(held, *come, key=lambda pair: pair[0].at):
             if frame.at > until and len(self._sources) > 1:
                 self._held.append((frame, number))
             else:
                 yield frame, number
 
-    def _frames_of(self, number: int, until: int) -> Iterator[tuple[Frame, int]]:
+    def _frames_of(self, number: int) -> Iterator[tuple[Frame, int]]:
         """Yield the frames of an interface; only its own error is not the end of the others."""
         try:
-            for frame in self._sources[number].frames(until):
+            for frame in self._sources[number].frames():
                 yield frame, number
         except VmessError as error:
             if isinstance(error, Unreachable) or len(self._sources) == 1:

@@ -59,11 +59,8 @@ class Source:
             return None
         return IDLE if self._idle > CALM else BUSY
 
-    def frames(self, until: int) -> Iterator[Frame]:
-        """Yield the frames that have come, and few that are later than `until`, in microseconds since 1970.
-
-        Raises VmessError.
-        """
+    def frames(self) -> Iterator[Frame]:
+        """Yield the frames that are there when the look begins; raises VmessError."""
         try:
             if self.is_ready and not self.ended:
                 self._client.fill()
@@ -75,13 +72,11 @@ class Source:
         if self._reader is None:
             return
         self._idle += 1
-        last = 0
-        while last <= until and (data := os.pread(self._memory, PIECE, self._read)):
+        memory = os.fstat(self._memory)  # QEMU may write faster than we read
+        while data := os.pread(self._memory, min(PIECE, memory.st_size - self._read), self._read):
             self._idle = 0
             self._read += len(data)
-            for frame in self._reader.frames(data, time.time_ns() // 1000):
-                last = frame.at
-                yield frame
+            yield from self._reader.frames(data, time.time_ns() // 1000)
             self._free()
 
     def close(self) -> None:

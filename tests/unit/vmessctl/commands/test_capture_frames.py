@@ -17,6 +17,7 @@ from daemons import UNIT
 from vmessctl.cli.grammar import parse
 from vmessctl.commands.capture import capturing
 from vmessctl.commands.capture import output as outputs
+from vmessctl.commands.capture import source as sources
 from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Frame, Pcap, Pcapng, Reader
 from vmessctl.commands.capture.source import Source
@@ -244,7 +245,7 @@ class Breaking:
     def pause(self) -> float | None:
         return 0.0
 
-    def frames(self, until: int) -> NoReturn:
+    def frames(self) -> NoReturn:
         self.ended = True
         raise self._error
 
@@ -288,7 +289,7 @@ class Given(Breaking):
         super().__init__(name, Failed("never"))
         self._looks = list(looks)
 
-    def frames(self, until: int) -> Iterator[Frame]:  # type: ignore[override]
+    def frames(self) -> Iterator[Frame]:  # type: ignore[override]
         times = self._looks.pop(0)
         self.ended = not self._looks
         return (Frame(NOW + time, bytes([self.number]) * 4, 60) for time in times)
@@ -328,6 +329,66 @@ def test_frames_of_several_interfaces_are_in_the_order_of_their_times(
     expected = [(0, 1), (1, 2), (1, 3), (0, 4), (1, 5), (0, 11), (1, 12), (0, 13), (1, 14), (1, 15), (1, 19)]
     expected += [(2, 16), (0, 21), (1, 22), (1, 31), (2, 40)]
     assert packets(file) == expected
+
+
+class Daemons:
+    """The daemon's side of the capture of one interface, and QEMU's."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.memory = os.memfd_create("capture", os.MFD_ALLOW_SEALING)
+        self._steps: list[dict[str, object]] = [{"capturing": True, "ended": None, "mac": None, "header": 0}]
+        self._ours, self._daemons = socket.socketpair()
+        self.fileno = self._ours.fileno
+        with monkeypatch.context() as patch:
+            patch.setattr(sources, "connect", lambda _invocation: self)
+            self.source = Source(parse(["newvm", "capture", "0"]), "newvm", 0)
+        os.write(self.memory, Pcap().head([]))
+
+    def end(self) -> None:
+        self._steps.append({"ended": "forced off"})
+
+    def send(self, *_: object, more: bool) -> None:
+        assert more
+
+    def pending(self) -> bool:
+        return bool(self._steps)
+
+    def receive(self) -> tuple[dict[str, object], bool]:
+        return {"capture": {"progress": self._steps.pop(0)}}, True
+
+    def descriptors(self, count: int) -> list[int]:
+        assert count == 1
+        return [os.dup(self.memory)]
+
+    def close(self) -> None:
+        for held in (self._ours, self._daemons):
+            held.close()
+        os.close(self.memory)
+
+
+def test_all_that_was_written_when_an_interface_ends_is_captured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    daemon = Daemons(monkeypatch)
+    count = 3 * sources.PIECE // len(record(FROM_US))
+    os.write(daemon.memory, b"".join(record(FROM_US, number) for number in range(count)))
+    daemon.end()
+    file = tmp_path / "out"
+    output, limits = outputs.Output(str(file)), capturing._Limits(parse(["newvm", "capture", "0"]))
+    assert capturing._Capture([daemon.source], output, None, limits).run() == 0
+    os.close(output.fileno())
+    assert file.stat().st_size == 24 + count * len(record(FROM_US))
+
+
+def test_a_look_ends_with_what_was_there_when_it_began(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemons(monkeypatch)
+    with contextlib.closing(daemon.source):
+        os.write(daemon.memory, record(FROM_US))
+        look = daemon.source.frames()
+        first = next(look)
+        os.write(daemon.memory, record(TO_US))
+        assert [first.data, *(frame.data for frame in look)] == [FROM_US]
+        assert [frame.data for frame in daemon.source.frames()] == [TO_US]
 
 
 def test_an_output_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
