@@ -21,6 +21,7 @@ from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Pcap, Pcapng
 from vmessctl.commands.capture.output import STANDARD, Output, is_stream
 from vmessctl.commands.capture.source import BUSY, Source
+from vmessctl.output.ending import held_back
 from vmessctl.output.terminal import complain, say
 from vmessd.core.errors import (
     DONE,
@@ -147,12 +148,14 @@ class _Capture:
             self._output.write()
             while not self._is_over():
                 self._wait()
-                self._take()
-            self._write(self._held)
+                with held_back():  # a frame that was read is in no other place
+                    self._take()
+            with held_back():
+                self._write_held()
         except KeyboardInterrupt:
             self._status = INTERRUPTED
             self._take()  # what has been captured before
-            self._write(self._held)
+            self._write_held()
         except VmessError as error:
             self._status = worst([self._status, complain(error)])
         finally:
@@ -176,7 +179,7 @@ class _Capture:
         """Take the frames that have come; raises VmessError if no more will come."""
         self._write(self._in_order())
         if self._lost is not None:
-            self._write(self._held)
+            self._write_held()
             raise self._lost
 
     def _write(self, frames: Iterable[tuple[Frame, int]]) -> None:
@@ -191,6 +194,11 @@ class _Capture:
             else:
                 self._dropped += 1
         self._output.write()
+
+    def _write_held(self) -> None:
+        """Write the frames that were held, once: nothing precedes them any more."""
+        held, self._held = self._held, []
+        self._write(held)
 
     def _in_order(self) -> Iterator[tuple[Frame, int]]:
         """Yield the frames that have come by their times; those after the look began are for the next one."""

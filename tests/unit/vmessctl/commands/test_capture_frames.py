@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 import socket
 import struct
 import subprocess
@@ -21,7 +22,7 @@ from vmessctl.commands.capture import source as sources
 from vmessctl.commands.capture.filter import Filter
 from vmessctl.commands.capture.frames import Frame, Pcap, Pcapng, Reader
 from vmessctl.commands.capture.source import Source
-from vmessd.core.errors import Failed, InvalidValue, Unreachable, VmessError
+from vmessd.core.errors import INTERRUPTED, Failed, InvalidValue, Unreachable, VmessError
 
 MAC = "02:11:9b:af:00:00"
 OURS = bytes.fromhex(MAC.replace(":", ""))
@@ -290,7 +291,7 @@ class Given(Breaking):
         self._looks = list(looks)
 
     def frames(self) -> Iterator[Frame]:  # type: ignore[override]
-        times = self._looks.pop(0)
+        times = self._looks.pop(0) if self._looks else []
         self.ended = not self._looks
         return (Frame(NOW + time, bytes([self.number]) * 4, 60) for time in times)
 
@@ -389,6 +390,39 @@ def test_a_look_ends_with_what_was_there_when_it_began(monkeypatch: pytest.Monke
         os.write(daemon.memory, record(TO_US))
         assert [first.data, *(frame.data for frame in look)] == [FROM_US]
         assert [frame.data for frame in daemon.source.frames()] == [TO_US]
+
+
+@pytest.mark.parametrize("moment", [2, 10])
+def test_ctrl_c_while_frames_are_written_loses_none_and_repeats_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
+) -> None:
+    monkeypatch.setattr(capturing, "time", SimpleNamespace(time_ns=lambda: (NOW + 100) * 1000))
+    given = [Given("e0", [1, 4, 5], [11]), Given("e1", [2, 3, 6], [12, 101, 102])]
+    file = tmp_path / "out"
+    output, limits = outputs.Output(str(file)), capturing._Limits(parse(["newvm", "capture", "all"]))
+    really, put = output.put, iter(range(100))
+
+    def interrupted(data: bytes) -> bool:
+        if next(put) == moment:
+            signal.raise_signal(signal.SIGINT)
+        return really(data)
+
+    monkeypatch.setattr(output, "put", interrupted)
+    capture = capturing._Capture(cast("Sequence[Source]", given), output, None, limits)
+    assert capture.run() == INTERRUPTED
+    os.close(output.fileno())
+    assert packets(file) == [
+        (0, 1),
+        (1, 2),
+        (1, 3),
+        (0, 4),
+        (0, 5),
+        (1, 6),
+        (0, 11),
+        (1, 12),
+        (1, 101),
+        (1, 102),
+    ]
 
 
 def test_an_output_that_is_full_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
