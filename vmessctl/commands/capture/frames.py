@@ -50,8 +50,11 @@ class Reader:
         self._rest = b""
         self._skips = FILE_HEADER
 
-    def frames(self, data: bytes, now: int) -> Iterator[Frame]:
-        """Yield the frames that are complete; `now` is when the bytes were read, in microseconds since 1970."""
+    def frames(self, data: bytes, now: int, *, is_end: bool = True) -> Iterator[Frame]:
+        """Yield the frames that are complete.
+
+        `now` is when QEMU wrote last, in microseconds since 1970; `is_end` tells that it wrote these bytes.
+        """
         data = self._rest + data
         if self._skips:
             if len(data) < self._skips:
@@ -61,7 +64,7 @@ class Reader:
         records = list(_records(data))
         end = records[-1][0] + len(records[-1][2]) if records else 0
         self._rest = data[end:]
-        if records:
+        if records and (is_end or self._shift is None):
             self._set_clock(records[-1][1], now)
         for _, at, raw, length in records:
             cut = self._cut(raw)

@@ -26,6 +26,7 @@ BUSY, IDLE = 0.004, 0.05
 CALM = 20
 """Looks without a frame after which an interface counts as idle."""
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
+_REALTIME_COARSE = 5  # linux/time.h; the clock of file times
 
 
 class Source:
@@ -73,10 +74,11 @@ class Source:
             return
         self._idle += 1
         memory = os.fstat(self._memory)  # QEMU may write faster than we read
+        came = min(time.time_ns(), memory.st_mtime_ns + _mtime_lag()) // 1000
         while data := os.pread(self._memory, min(PIECE, memory.st_size - self._read), self._read):
             self._idle = 0
             self._read += len(data)
-            yield from self._reader.frames(data, time.time_ns() // 1000)
+            yield from self._reader.frames(data, came, is_end=self._read == memory.st_size)
             self._free()
 
     def close(self) -> None:
@@ -104,6 +106,11 @@ class Source:
         if self._read - self._freed >= PIECE:
             _punched(self._memory, self._freed, self._read - self._freed)
             self._freed = self._read
+
+
+def _mtime_lag() -> int:
+    """Return the nanoseconds that the time of a write may be too early: up to two ticks of the kernel."""
+    return int(2e9 * time.clock_getres(_REALTIME_COARSE))
 
 
 def _punched(fd: int, begin: int, length: int) -> None:

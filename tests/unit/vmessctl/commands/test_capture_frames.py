@@ -7,6 +7,7 @@ import signal
 import socket
 import struct
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -390,6 +391,31 @@ def test_a_look_ends_with_what_was_there_when_it_began(monkeypatch: pytest.Monke
         os.write(daemon.memory, record(TO_US))
         assert [first.data, *(frame.data for frame in look)] == [FROM_US]
         assert [frame.data for frame in daemon.source.frames()] == [TO_US]
+
+
+def test_a_frame_has_the_time_when_it_was_written_however_late_it_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    daemon = Daemons(monkeypatch)
+    with contextlib.closing(daemon.source):
+        os.write(daemon.memory, record(FROM_US, 5_000_000))
+        written = time.time_ns() // 1000
+        time.sleep(0.3)
+        [frame] = daemon.source.frames()
+    assert abs(frame.at - written) < 100_000  # the kernel counts in ticks of up to 10 ms
+
+
+def test_frames_keep_their_distances_when_many_of_them_are_read_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    daemon = Daemons(monkeypatch)
+    began = time.time_ns() - 10_000_000_000
+    with contextlib.closing(daemon.source):
+        os.write(daemon.memory, record(FROM_US))
+        os.utime(daemon.memory, ns=(began, began))
+        [first] = daemon.source.frames()
+        times = range(0, 2_000_000, 40)
+        os.write(daemon.memory, b"".join(record(FROM_US, at) for at in times))
+        os.utime(daemon.memory, ns=(began, began + 2_000_000_000))
+        assert [frame.at - first.at for frame in daemon.source.frames()] == list(times)
 
 
 @pytest.mark.parametrize("moment", [2, 10])
