@@ -247,6 +247,8 @@ def test_without_8021q_a_vlan_is_refused_in_one_line_and_nothing_is_left(wired: 
     wired.done("net", "add", "vethA0")
     before = state_of(wired)
     assert "vethA0.100" in refused(wired, 1, "net", "vlan", "lab", "newvm0e0", "vethA0.100")
+    hint = wired.vmess("net", "vlan", "lab", "vethA0.100").stderr.splitlines()[1]
+    assert hint == "  hint: as root, if the module is installed: modprobe 8021q"
     assert state_of(wired) == before
 
 

@@ -35,7 +35,11 @@ def making(name: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EPERM, errno.EACCES):
             raise
-        raise Failed(f"{name} cannot be created: {reason(error)}") from None
+        module = "8021q" if "." in name else "vxlan" if name.startswith("vxlan") else None
+        hint = None
+        if error.errno == errno.EOPNOTSUPP and module is not None:
+            hint = f"as root, if the module is installed: modprobe {module}"
+        raise Failed(f"{name} cannot be created: {reason(error)}", hint=hint) from None
 
 
 def missing_capability() -> NotPermitted:
