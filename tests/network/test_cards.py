@@ -512,15 +512,21 @@ def duplicate(daemon: Daemon, vm: str) -> Any:
     return json.loads(daemon.done(vm, "ifstat", "--json"))["nics"][0]["duplicate"]
 
 
-def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
-    make_wired: MakeWired, tmp_path: Path
-) -> None:
-    one, other = (make_wired(directory=tmp_path / name) for name in ("one", "other"))
+def two_hosts(make_wired: MakeWired, directory: Path) -> tuple[WiredDaemon, WiredDaemon]:
+    """Two daemons in namespaces that are joined, with links that are bounced for 0.4 s."""
+    one, other = (make_wired(directory=directory / name) for name in ("one", "other"))
     for daemon in (one, other):
         daemon.directory.mkdir()
         daemon.program = ("-c", TIMED.format(bounce=0.4))
         daemon.start()
     joined(one, other)
+    return one, other
+
+
+def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
+    make_wired: MakeWired, tmp_path: Path
+) -> None:
+    one, other = two_hosts(make_wired, tmp_path)
     for daemon in (one, other):
         talker(daemon, "newvm0", "lan")
         talker(daemon, "newvm1" if daemon is one else "newvm2", "lan")
@@ -548,12 +554,7 @@ def test_c44_the_same_vm_on_two_hosts_is_told_and_cured_by_another_mac(
 def test_c44_a_bridge_with_one_tap_and_a_way_to_another_host_learns_what_tells_a_duplicate(
     make_wired: MakeWired, tmp_path: Path
 ) -> None:
-    one, other = (make_wired(directory=tmp_path / name) for name in ("one", "other"))
-    for daemon in (one, other):
-        daemon.directory.mkdir()
-        daemon.program = ("-c", TIMED.format(bounce=0.4))
-        daemon.start()
-    joined(one, other)
+    one, other = two_hosts(make_wired, tmp_path)
     for daemon in (one, other):
         talker(daemon, "newvm0", "lan")
     for daemon in (one, other):

@@ -8,10 +8,10 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 from vmessd.core import names
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, failing, quoted
+from vmessd.core.models.images import StoredImage
 from vmessd.storage import backing, safefile
 from vmessd.storage.backing import Identity
 from vmessd.storage.vmdir import IMAGE_STORE, VMDirectory
@@ -19,20 +19,6 @@ from vmessd.storage.vmdir import IMAGE_STORE, VMDirectory
 NAME_MAX = 64
 IMAGES_MAX = 1000
 """Images that are listed."""
-
-
-class Stored(NamedTuple):
-    """An image in the image store."""
-
-    name: str
-    path: str
-    format: str
-    size: int | None
-    """Virtual size in bytes; None if its header cannot be used."""
-    stored: int
-    """Bytes that it takes on the file system."""
-    users: list[str]
-    """The VMs whose disks are based on it."""
 
 
 class ImageStore:
@@ -47,20 +33,20 @@ class ImageStore:
         with failing(f"{self.home} cannot be created"), contextlib.suppress(FileExistsError):
             self.home.path.mkdir(mode=0o750)
 
-    def images(self) -> list[Stored]:
+    def images(self) -> list[StoredImage]:
         """Return the first images by name; raises BadFile, Failed."""
         if not self.home.exists():
             return []
         with self.home.opened() as directory, failing(f"{self.home} cannot be read"):
             return self._stored(directory, sorted(os.listdir(directory))[:IMAGES_MAX])
 
-    def _stored(self, directory: int, files: Iterable[str]) -> list[Stored]:
+    def _stored(self, directory: int, files: Iterable[str]) -> list[StoredImage]:
         """Return those of these files that are images."""
         users = backing.all_users(self._root)
         found = [self._image(directory, file, users) for file in files]
         return [image for image in found if image is not None]
 
-    def _image(self, directory: int, file: str, users: dict[Identity, list[str]]) -> Stored | None:
+    def _image(self, directory: int, file: str, users: dict[Identity, list[str]]) -> StoredImage | None:
         name, end = os.path.splitext(file)
         form = backing.FORMATS.get(end)
         found = safefile.status(directory, file)
@@ -72,12 +58,12 @@ class ImageStore:
             with contextlib.suppress(VmessError):
                 size = backing.header_of(directory, file).size
         stands = users.get(Identity.of(found), [])
-        return Stored(name, str(self.home.path / file), form, size, found.st_blocks * 512, stands)
+        return StoredImage(name, str(self.home.path / file), form, size, found.st_blocks * 512, stands)
 
-    def find(self, name: str) -> Stored:
+    def find(self, name: str) -> StoredImage:
         """Return the image of a name; raises InvalidValue if there is none, or several."""
         check_name(name)
-        found: list[Stored] = []
+        found: list[StoredImage] = []
         if self.home.exists():
             with self.home.opened() as directory:
                 found = self._stored(directory, _files(name))

@@ -32,11 +32,7 @@ class Images:
 
     async def all(self) -> list[StoredImage]:
         """Return all images by name; raises BadFile, Failed."""
-        found = await self._files.aside(self._store.images)
-        return [
-            StoredImage(image.name, image.path, image.format, image.size, image.stored, image.users)
-            for image in found
-        ]
+        return await self._files.aside(self._store.images)
 
     async def add(self, name: str, fd: int, called: str) -> AsyncIterator[BringProgress]:
         """Bring an image to the image store; as Disks.bring, but for the name of the image."""

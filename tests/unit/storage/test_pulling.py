@@ -99,14 +99,19 @@ def test_a_merge_that_is_decided_is_completed_before_its_vm_gets_another_name(vm
     assert backing_of(renamed, "snap-hda-two.qcow2") is None
 
 
-@pytest.mark.parametrize("way", [images.detach, images.delete])
-def test_a_merge_that_is_decided_is_completed_before_its_disk_goes(
-    vm: VMDirectory, way: Callable[[VMDirectory, str], str | None]
-) -> None:
+def have_merged_all(vm: VMDirectory) -> None:
+    """Have the deletion of both snapshots decided; of the last one, the plan is pending."""
     for name in ("two", "one"):
         vm.settle_plan()
         _, decided = begun(vm, name)
         vm.carry_out(decided)
+
+
+@pytest.mark.parametrize("way", [images.detach, images.delete])
+def test_a_merge_that_is_decided_is_completed_before_its_disk_goes(
+    vm: VMDirectory, way: Callable[[VMDirectory, str], str | None]
+) -> None:
+    have_merged_all(vm)
     with (vm.path / f"{VM}-hda.qcow2").open("rb") as disk:
         assert way(vm, "hda") is not None
         assert qcow2.parse(disk.read(qcow2.HEAD)).backing is None
@@ -117,10 +122,7 @@ def test_a_merge_that_is_decided_is_completed_before_its_disk_goes(
 def test_a_merge_that_cannot_be_completed_does_not_meet_the_next_image_of_the_slot(
     vm: VMDirectory, way: Callable[[VMDirectory, str], str | None]
 ) -> None:
-    for name in ("two", "one"):
-        vm.settle_plan()
-        _, decided = begun(vm, name)
-        vm.carry_out(decided)
+    have_merged_all(vm)
     with (vm.path / f"{VM}-hda.qcow2").open("r+b") as disk:
         disk.seek(CORRUPT)
         disk.write(b"\2")
