@@ -14,12 +14,12 @@ from typing import Any, NamedTuple, NoReturn
 
 from vmessd import __version__
 from vmessd.core import nat, places, shutdown_time, vxlan
+from vmessd.core.accelerators import ACCELERATORS
 from vmessd.core.errors import PATH_SHOWN, InvalidValue, printable, quoted, reason, shell_line
 from vmessd.core.models.daemon import DaemonKind
 from vmessd.qemu import credentials
 
 QEMU = "qemu-system-x86_64"
-ACCELERATORS = ("auto", "kvm", "tcg")
 
 
 class Option(NamedTuple):

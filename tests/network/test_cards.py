@@ -40,6 +40,7 @@ from wired_vms import (
 )
 
 from vmessd.core import names, nic_hardware
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import InvalidValue
 from vmessd.core.nic_hardware import Claims, Loose
 from vmessd.core.settings import BY_FILE
@@ -213,7 +214,7 @@ def test_c60_a_card_that_came_back_elsewhere_is_no_other_setting() -> None:
     def line(*slots: int | None, mac: str = "02:11:9b:af:00:00") -> list[str]:
         found = [command_line.Card(index, mac, None, slot=slot) for index, slot in enumerate(slots)]
         return command_line.build(
-            command_line.Spec("newvm0", "/v/newvm0", "tcg", 1, {"RAM": 2**20}, (), found), "qemu"
+            command_line.Spec("newvm0", "/v/newvm0", Accelerator.tcg, 1, {"RAM": 2**20}, (), found), "qemu"
         )
 
     assert command_line.same_but_for_wires(line(3, 4), line(3, 7))

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from daemons import FAKE, UNIT, Daemon, end_processes_of, own, processes_of, wait_for
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import StartFailed
 from vmessd.core.models.progress import WithoutKvm
 from vmessd.qemu import kvm
@@ -44,14 +45,14 @@ LATE = kvm.Failure("a test guest did not end within 0.5 s", is_late=True)
 
 def test_the_guest_runs_to_its_end_where_the_processor_works() -> None:
     begun = time.monotonic()
-    assert kvm.run_guest(QEMU, accel="tcg", deadline=30) is None
+    assert kvm.run_guest(QEMU, accel=Accelerator.tcg, deadline=30) is None
     assert time.monotonic() - begun < 30
     assert len(kvm.rom()) == 0x10000
 
 
 def test_a_guest_whose_code_is_wrong_does_not_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "rom", lambda: b"\xf4" * 0x10000)  # it only halts
-    assert kvm.run_guest(QEMU, accel="tcg", deadline=0.5) == LATE
+    assert kvm.run_guest(QEMU, accel=Accelerator.tcg, deadline=0.5) == LATE
 
 
 @pytest.mark.parametrize(

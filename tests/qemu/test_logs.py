@@ -12,6 +12,7 @@ import pytest
 from daemons import CLIENT, TESTS, UNIT, Daemon, own, wait_for
 
 from vmessctl.commands.logs import escaped, plain
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import BadFile, InvalidValue, NotRunning
 from vmessd.core.records import Moment, RunRecord
 from vmessd.storage import logs, serial_stream
@@ -294,7 +295,7 @@ def directory_with(tmp_path: Path, older: bytes | None, log: bytes) -> VMDirecto
 
 
 def record(serial: str) -> RunRecord:
-    return RunRecord(1, 1, 1, "tcg", [], Moment.now(), serial=serial)
+    return RunRecord(1, 1, 1, Accelerator.tcg, [], Moment.now(), serial=serial)
 
 
 def test_a_run_s_beginning_is_found_wherever_it_went(tmp_path: Path) -> None:

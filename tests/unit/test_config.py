@@ -15,7 +15,8 @@ import pytest
 from daemons import TESTS, UNIT
 
 from vmessd import __version__, config, log
-from vmessd.config import ACCELERATORS, OPTIONS, Config, Option, read
+from vmessd.config import OPTIONS, Config, Option, read
+from vmessd.core.accelerators import ACCELERATORS, Accelerator
 from vmessd.core.errors import InvalidValue
 from vmessd.qemu import kvm
 from vmessd.vm.host import Host
@@ -401,13 +402,13 @@ def test_auto_is_kvm_where_it_may_be_used(usable: bool, monkeypatch: pytest.Monk
 def test_what_runs_already_is_the_answer_while_kvm_was_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kvm, "unopenable", lambda: None)
     host = Host("qemu")
-    assert [host.accelerator("auto", running) for running in ("kvm", "tcg", None)] == ["kvm", "tcg", "kvm"]
-    assert host.accelerator("kvm", "tcg") == "kvm"  # this was changed since the start
+    assert [host.accelerator("auto", running) for running in (*Accelerator, None)] == ["kvm", "tcg", "kvm"]
+    assert host.accelerator("kvm", Accelerator.tcg) == "kvm"  # this was changed since the start
     monkeypatch.setattr(kvm, "run_guest", lambda *_, **__: kvm.Failure("broken"))
     host.probe_kvm("kvm")
-    assert host.accelerator("auto", "kvm") == "kvm"  # not tried for a VM that does not ask
+    assert host.accelerator("auto", Accelerator.kvm) == "kvm"  # not tried for a VM that does not ask
     host.probe_kvm(None)
-    assert [host.accelerator("auto", running) for running in ("kvm", "tcg", None)] == ["tcg", "tcg", "tcg"]
+    assert [host.accelerator("auto", running) for running in (*Accelerator, None)] == ["tcg", "tcg", "tcg"]
 
 
 def test_a_qemu_is_found_in_the_path_or_where_it_is_said(

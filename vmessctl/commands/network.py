@@ -22,7 +22,7 @@ from vmessd.core.errors import (
     quoted,
     shell_line,
 )
-from vmessd.core.words import StepKind
+from vmessd.core.words import Direction, Protocol, StepKind
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,11 +187,18 @@ def impaired(nic: Reply) -> list[list[str]]:
     return [*lines, ["flap", rendering.flap(flap)]] if flap else lines
 
 
+DIRECTIONS = {
+    verbs.INCOMING.flag: (Direction.to_guest, " towards the guest"),
+    verbs.OUTGOING.flag: (Direction.from_guest, " from the guest"),
+}
+"""The directions of frames, and how messages call them."""
+
+
 def cable(invocation: Invocation) -> int:
     """Plug in or pull the cable of an interface, or impair it."""
     number, word, *more = invocation.arguments
     interface = _interface(invocation, number)
-    ways = [flag for flag in (verbs.INCOMING.flag, verbs.OUTGOING.flag) if flag in invocation.options]
+    ways = [flag for flag in DIRECTIONS if flag in invocation.options]
     if word in ("on", "off"):
         if more or ways:
             raise InvalidValue(f"cable {word} takes nothing more, but {quoted((more or ways)[0])} was given")
@@ -201,9 +208,9 @@ def cable(invocation: Invocation) -> int:
         _check_known(f"cable {quoted(word)}", word, ("on", "off", "good", "flap", *impairment_words.WORDS))
         for pair in more[1::2] if word in impairment_words.WORDS else ():
             _check_known(quoted(pair), pair, tuple(impairment_words.WORDS))
-        parameters = {"words": [word, *more]} | ({"way": ways[0].strip("-")} if len(ways) == 1 else {})
-        direction = {verbs.INCOMING.flag: " towards the guest", verbs.OUTGOING.flag: " from the guest"}
-        said = f"{printable(' '.join([word, *more]))}{direction[ways[0]] if len(ways) == 1 else ''}"
+        way, where = DIRECTIONS[ways[0]] if len(ways) == 1 else (None, "")
+        parameters = {"words": [word, *more]} | ({"way": way} if way else {})
+        said = f"{printable(' '.join([word, *more]))}{where}"
 
     def work(client: Client, vm: str) -> int:
         method = "Impair" if "words" in parameters else "Cable"
@@ -272,8 +279,8 @@ def _ports(invocation: Invocation, text: str) -> dict[str, object]:
     """Return the parameters of a forwarded port, without defaults, which an older vmessd does not know."""
     said: dict[str, object] = {}
     words = text.split(":")
-    if words[0] in ("tcp", "udp"):
-        said |= {"protocol": "udp"} if words.pop(0) == "udp" else {}
+    if words[0] in (Protocol.tcp, Protocol.udp):
+        said |= {"protocol": Protocol.udp} if words.pop(0) == Protocol.udp else {}
     if len(words) == 3:
         said["address"] = words.pop(0)
     if len(words) != 2:

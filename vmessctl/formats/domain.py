@@ -12,6 +12,7 @@ from vmessctl.formats.wanted import Domain
 from vmessd.core import plain_xml
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.quantities import UNITS, size_text
+from vmessd.core.words import Accelerator
 
 XML_MAX = 1 << 20
 """Bytes of the XML of a domain."""
@@ -22,7 +23,7 @@ _UNITS = {
     **{f"{letter}B": 1000**power for power, letter in enumerate(UNITS, 1)},
     "k": UNITS["K"],
 }
-_KINDS = {"kvm": None, "qemu": "tcg"}
+_KINDS = {"kvm": None, "qemu": Accelerator.tcg}
 """Accelerators by the types of domains."""
 _CPUS = ("host-passthrough", "host-model", "maximum")
 """Modes of CPUs for which the best one stands."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vmessctl.formats.machine import SATA, SCSI, VIRTIO
 from vmessd.core.errors import shell_line
+from vmessd.core.words import Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -188,7 +189,7 @@ def _remarks(machine: Machine, name: str) -> list[str]:
     found = []
     if not machine.is_q35:
         found.append(f"machine {machine.kind} becomes q35, the only one of KubeVirt: devices have other places")
-    if machine.accel == "tcg":
+    if machine.accel == Accelerator.tcg:
         found.append("without KVM on the nodes, KubeVirt needs useEmulation in its configuration")
     if machine.kernel:
         found.append("kernel, initrd and append have no counterpart; install a boot loader")

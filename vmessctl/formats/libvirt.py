@@ -10,6 +10,7 @@ from vmessctl.formats.machine import IDE, NVME, SATA, SCSI, VIRTIO
 from vmessd.core import plain_xml
 from vmessd.core.names import CDROM
 from vmessd.core.plain_xml import add
+from vmessd.core.words import AUTO, Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ _DEFAULT_CPU = "qemu64"
 def rendered(machine: Machine) -> tuple[str, list[str]]:
     """Return the XML of a domain, and remarks on what is different there."""
     remarks = [*machine.lost]
-    root = plain_xml.element("domain", type="kvm" if machine.accel == "kvm" else "qemu")
+    root = plain_xml.element("domain", type="kvm" if machine.accel == Accelerator.kvm else "qemu")
     add(root, "name", machine.vm)
     if "uuid" in machine.smbios:
         add(root, "uuid", machine.smbios["uuid"].lower())
@@ -61,7 +62,7 @@ def _remarks(machine: Machine) -> list[str]:
         found.append(f"restart-policy {settings['RESTART']} has no counterpart")
     if "STOP" in settings:
         found.append(f"grace {settings['STOP']} has no counterpart: virsh shutdown waits for nothing")
-    if machine.accel == "tcg" and settings.get("ACCEL", "auto") == "auto":
+    if machine.accel == Accelerator.tcg and settings.get("ACCEL", AUTO) == AUTO:
         found.append("type='qemu' since this host has no KVM for it; where there is one, write type='kvm'")
     if machine.firmware:
         found.append(f"the variables of its UEFI stay in {machine.firmware[1]}")

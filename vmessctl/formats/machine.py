@@ -15,6 +15,7 @@ from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.quantities import UNITS, size
 from vmessd.core.settings import BOOT_ONCE, BY_FILE, MACHINE, SHARES
+from vmessd.core.words import Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ class Machine(PlainRecord):
         self.settings = settings
         """Values by file name."""
         self.kind = "pc"
-        self.accel = "tcg"
+        self.accel = Accelerator.tcg
         self.cpu = ""
         """The value of `-cpu`; empty for QEMU's default."""
         self.memory = MEMORY_DEFAULT

@@ -8,6 +8,7 @@ from __future__ import annotations
 from vmessctl.formats.machine import IDE, NVME, SATA, SCSI, VIRTIO
 from vmessd.core.errors import InvalidValue, shell_line
 from vmessd.core.quantities import UNITS
+from vmessd.core.words import Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def _hardware(machine: Machine, remarks: list[str]) -> list[str]:
     words = ["--name", machine.vm.rstrip("-"), "--ostype", "other", "--machine", machine.kind]
     words += ["--memory", str(max(memory, _MEMORY_MIN)), "--balloon", "0"]
     words += ["--sockets", "1", "--cores", str(machine.processors)]
-    words += ["--cpu", _cpu(machine, remarks), "--kvm", "1" if machine.accel == "kvm" else "0"]
+    words += ["--cpu", _cpu(machine, remarks), "--kvm", "1" if machine.accel == Accelerator.kvm else "0"]
     words += ["--bios", "ovmf" if machine.firmware else "seabios", "--vga", video, "--tablet", "0"]
     words += [word for port in range(machine.serials) for word in (f"--serial{port}", "socket")]
     if any(disk.bus == SCSI for disk in machine.disks):

@@ -12,7 +12,7 @@ from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.quantities import size_shown, size_text
 from vmessd.core.settings import BY_FILE, CPU
 from vmessd.core.startup import CONFIGURATION
-from vmessd.core.words import OFF, FleetStep, Reason, Rung, Runstate, State
+from vmessd.core.words import OFF, FleetStep, Protocol, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -303,7 +303,7 @@ USER = "user"
 def _forward(word: str) -> str:
     """Return a forwarded port in words: `udp:5353:53` is `, UDP 127.0.0.1:5353 to port 53`."""
     *front, host, guest = word.split(":")
-    protocol = "UDP " if front[:1] == ["udp"] else ""
+    protocol = "UDP " if front[:1] == [Protocol.udp] else ""
     address = front[-1] if front[1 if protocol else 0 :] else "127.0.0.1"
     return f", {protocol}{address}:{host} to port {guest}"
 

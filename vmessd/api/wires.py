@@ -4,6 +4,7 @@ from asyncvarlink import varlinkmethod
 
 from vmessd.api.caller import Caller
 from vmessd.core.errors import printable, quoted
+from vmessd.core.impairments import Direction
 from vmessd.core.models.events import Kind
 from vmessd.core.models.wires import BridgeNat, Peered, Reach, Segment, Step, VMNic
 from vmessd.core.wires import checked_forward
@@ -65,7 +66,7 @@ class Wires(Caller):
 
         Returns a remark, as Cable, or null.
         """
-        note = await self._supervisor.cabling.impair(vm, interface, way, words)
+        note = await self._supervisor.cabling.impair(vm, interface, Direction.parse(way), words)
         said = printable(" ".join(words)[:300])
         self._tell(Kind.wires, vm, f"cable {interface} {f'{way} ' if way else ''}{said}")
         return note

@@ -4,11 +4,13 @@ The words are those of tc-netem(8), which does it. Times need a unit and fractio
 bits per second, with k, M and G as powers of 1000.
 """
 
+import enum
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 from vmessd.core import impairment_words
+from vmessd.core import words as spelled
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, quoted
 from vmessd.core.impairment_words import RATES, TIMES, WORDS, percent
@@ -25,11 +27,26 @@ PERIOD_MIN, PERIOD_MAX = 0.1, 86400.0
 """Seconds for which a flapping cable may be in or out."""
 
 GOOD, FLAP = "good", "flap"
-IN, OUT = "in", "out"
-"""Towards the guest, and from it."""
 
 _NUMBER = r"[0-9]{1,11}(?:\.[0-9]{1,6})?"
 _FORM = "delay 20ms, jitter 5ms, loss 1%, rate 10M, duplicate 0.1%, reorder 1%, corrupt 0.1%"
+
+
+class Direction(enum.StrEnum):
+    """Where frames of an interface go."""
+
+    to_guest = spelled.Direction.to_guest
+    from_guest = spelled.Direction.from_guest
+
+    @classmethod
+    def parse(cls, word: str | None) -> "Direction | None":
+        """Return the direction of a word, or None for None, both of them; raises InvalidValue."""
+        if word is None:
+            return None
+        try:
+            return cls(word)
+        except ValueError:
+            raise InvalidValue(f"direction {quoted(word)} is neither {' nor '.join(cls)}") from None
 
 
 @dataclass(frozen=True)
@@ -42,10 +59,10 @@ class Impaired:
     """With frames from the guest."""
     flap: Flap | None = None
 
-    def with_way(self, way: str | None, impairment: Impairment | None) -> "Impaired":
+    def with_direction(self, direction: Direction | None, impairment: Impairment | None) -> "Impaired":
         """Return the same with one direction, or both for None, impaired like this."""
-        incoming = impairment if way != OUT else self.incoming
-        outgoing = impairment if way != IN else self.outgoing
+        incoming = impairment if direction != Direction.from_guest else self.incoming
+        outgoing = impairment if direction != Direction.to_guest else self.outgoing
         return replace(self, incoming=incoming, outgoing=outgoing)
 
 
@@ -159,10 +176,8 @@ def parse_file(text: str) -> dict[int, Impaired]:
         one = found.get(int(index), PERFECT)
         if what == FLAP and len(rest) == 1:
             found[int(index)] = replace(one, flap=parse_flap(rest[0]))
-        elif what in (IN, OUT):
-            found[int(index)] = one.with_way(what, parse(rest))
         else:
-            raise ValueError(line)
+            found[int(index)] = one.with_direction(Direction(what), parse(rest))
     return {index: one for index, one in found.items() if one != PERFECT}
 
 
@@ -170,8 +185,8 @@ def file_text(noted: Mapping[int, Impaired]) -> str:
     """Return the text of an IMPAIRMENTS file; empty if all cables are good."""
     lines = []
     for index, one in sorted(noted.items()):
-        lines += [f"{index} {IN} {words(one.incoming)}"] if one.incoming else []
-        lines += [f"{index} {OUT} {words(one.outgoing)}"] if one.outgoing else []
+        lines += [f"{index} {Direction.to_guest} {words(one.incoming)}"] if one.incoming else []
+        lines += [f"{index} {Direction.from_guest} {words(one.outgoing)}"] if one.outgoing else []
         lines += [f"{index} {FLAP} {impairment_words.flap(one.flap.up, one.flap.down)}"] if one.flap else []
     return "\n".join(lines)
 

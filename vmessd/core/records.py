@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.dataclass import dataclass
 
 _T = TypeVar("_T")
@@ -53,7 +54,7 @@ class RunRecord:
     """The start time of the process in clock ticks since boot, field 22 of proc(5) `stat`."""
     display: int
     """VNC display; 0 where none was free."""
-    accel: str
+    accel: Accelerator
     argv: list[str]
     since: Moment
     tries: int = 0
@@ -120,6 +121,8 @@ def _fits(value: Any, kind: Any) -> bool:
     """Tell whether a decoded JSON value has the annotated type of a field."""
     if kind == list[str]:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if kind is Accelerator:
+        return isinstance(value, str) and value in Accelerator.__members__
     if kind == list[str] | None:
         return value is None or _fits(value, list[str])
     if kind == dict[str, str] | None:
@@ -132,6 +135,13 @@ def _fits(value: Any, kind: Any) -> bool:
         return False
     kinds = get_args(kind) or (kind,)
     return isinstance(value, kinds) and isinstance(value, bool) == (kind is bool)
+
+
+def _made(value: Any, kind: Any) -> Any:
+    """Return a decoded JSON value that fits as a field has it."""
+    if kind is Moment:
+        return load(value, Moment)
+    return Accelerator(value) if kind is Accelerator else value
 
 
 def load(data: Any, kind: type[_T]) -> _T:
@@ -152,5 +162,5 @@ def load(data: Any, kind: type[_T]) -> _T:
         value = data.get(field.name)
         if field.name not in data or not (field.type is Moment or _fits(value, field.type)):
             raise ValueError(field.name)
-        values[field.name] = load(value, Moment) if field.type is Moment else value
+        values[field.name] = _made(value, field.type)
     return kind(**values)

@@ -15,6 +15,7 @@ from vmessd.core.errors import (
     TimedOut,
 )
 from vmessd.core.places import SERVICE_CONFIG
+from vmessd.core.words import Accelerator
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ def not_started(vm: str, ended: ExitRecord, user: str | None, accel: str, *, den
     `user` is the user that QEMU runs as, if it is not ours. `denied`: QEMU was not allowed to open something.
     """
     why = ended.text
-    if accel == "kvm" and ended.status == -SIGABRT:  # KVM refused a register, which nested KVM may do
+    if accel == Accelerator.kvm and ended.status == -SIGABRT:  # KVM refused a register, which nested KVM may do
         return StartFailed(
             f"VM {vm}: {why}; KVM may be incomplete on this host",
             hint=f"to run without it: vmess {vm} accel tcg",

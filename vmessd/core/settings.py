@@ -10,7 +10,7 @@ from vmessd.core.errors import InvalidValue, printable, quoted
 from vmessd.core.names import CDROM, DISKS
 from vmessd.core.plainrecord import PlainRecord
 from vmessd.core.quantities import GRACE_MAX, UNITS, integer, size, size_text, within
-from vmessd.core.words import Policy
+from vmessd.core.words import AUTO, Accelerator, Policy
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -251,7 +251,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="accel",
         argument="<auto|kvm|tcg|none>",
         expects="auto, kvm or tcg",
-        parse=_one_of("auto", "kvm", "tcg"),
+        parse=_one_of(AUTO, Accelerator.kvm, Accelerator.tcg),
         option=_no_option,  # the daemon decides what `auto` is; see command_line.Spec.accel
         help="Choose the accelerator: KVM, QEMU's own translator (tcg), or KVM if the daemon may use it,\n"
         "otherwise tcg (auto).",

@@ -15,6 +15,7 @@ import re
 from collections.abc import Collection, Sequence
 
 from vmessd.core import names
+from vmessd.core import words as spelled
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import InvalidValue, counted, quoted
 from vmessd.core.names import INTERFACES_MAX
@@ -28,9 +29,15 @@ FORWARDS_MAX = 32  # for one interface; in their short form, those of 29 interfa
 
 LOCALHOST = "127.0.0.1"
 ANY = "0.0.0.0"  # noqa: S104 -- a word of the command line, not a place to listen
-PROTOCOLS = ("tcp", "udp")
 FORWARD_FORM = "[udp:][address:]<hostport>:<guestport>, such as 2222:22"
 END_FORM = "<vm>:<interface>, such as spine0:1"
+
+
+class Protocol(enum.StrEnum):
+    """What is forwarded to a port of a guest."""
+
+    tcp = spelled.Protocol.tcp
+    udp = spelled.Protocol.udp
 
 
 @dataclass(frozen=True)
@@ -39,15 +46,14 @@ class Forward:
 
     host: int
     guest: int
-    protocol: str = "tcp"
-    """`tcp` or `udp`."""
+    protocol: Protocol = Protocol.tcp
     address: str = LOCALHOST
     """An IPv4 address of the host: QEMU 7.2 accepts no other (`hostfwd`; net/slirp.c, slirp_hostfwd)."""
 
     @property
     def port(self) -> str:
         """The host's side, as in :func:`parse_forward`: `2222`, `udp:0.0.0.0:5353`."""
-        protocol = "" if self.protocol == "tcp" else f"{self.protocol}:"
+        protocol = "" if self.protocol == Protocol.tcp else f"{self.protocol}:"
         return f"{protocol}{'' if self.address == LOCALHOST else f'{self.address}:'}{self.host}"
 
     def __str__(self) -> str:
@@ -64,13 +70,13 @@ def checked_forward(protocol: str | None, address: str | None, host: int, guest:
     for port in (host, guest):
         if not 1 <= port <= PORT_MAX:
             raise InvalidValue(f"port {quoted(port)} is not a number from 1 to {PORT_MAX}")
-    if protocol not in (None, *PROTOCOLS):
+    if protocol is not None and protocol not in Protocol.__members__:
         raise InvalidValue(f"protocol {quoted(protocol)} is neither tcp nor udp")
     try:
         found = str(ipaddress.IPv4Address(LOCALHOST if address is None else address))
     except ValueError:
         raise InvalidValue(f"address {quoted(address)} is not an IPv4 address such as {LOCALHOST}") from None
-    return Forward(host, guest, protocol or "tcp", found)
+    return Forward(host, guest, Protocol(protocol or Protocol.tcp), found)
 
 
 def _of_ipv6(text: str) -> str:
@@ -79,12 +85,12 @@ def _of_ipv6(text: str) -> str:
 
 def parse_forward(text: str) -> Forward:
     """Return a forwarded port from a word of `ifadd` or NICS; raises InvalidValue."""
-    words = text.split(":")
-    protocol = words.pop(0) if words[0] in PROTOCOLS else None
-    address = words.pop(0) if len(words) == 3 else None
-    if len(words) != 2:
+    parts = text.split(":")
+    protocol = parts.pop(0) if parts[0] in Protocol.__members__ else None
+    address = parts.pop(0) if len(parts) == 3 else None
+    if len(parts) != 2:
         raise InvalidValue(f"forwarded port {quoted(text)} is not {FORWARD_FORM}{_of_ipv6(text)}")
-    host, guest = words
+    host, guest = parts
     return checked_forward(protocol, address, _port(host), _port(guest))
 
 

@@ -68,6 +68,31 @@ class Rung:
     kill = "SIGKILL"
 
 
+class Accelerator:
+    """What runs the guest's instructions: :class:`vmessd.core.accelerators.Accelerator`."""
+
+    kvm = "kvm"
+    tcg = "tcg"
+
+
+AUTO = "auto"
+"""The choice of KVM where it works, and of TCG elsewhere."""
+
+
+class Protocol:
+    """The protocols of forwarded ports: :class:`vmessd.core.wires.Protocol`."""
+
+    tcp = "tcp"
+    udp = "udp"
+
+
+class Direction:
+    """Where frames of an interface go: :class:`vmessd.core.impairments.Direction`."""
+
+    to_guest = "in"
+    from_guest = "out"
+
+
 class Policy:
     """After which exits a VM is started again: :class:`vmessd.core.lifecycle.Policy`."""
 

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from vmessd.core import impairments
-from vmessd.core.errors import Failed, InvalidValue, NotRunning, VmessError, quoted
-from vmessd.core.impairments import PERFECT, Impaired
+from vmessd.core.errors import Failed, NotRunning, VmessError
+from vmessd.core.impairments import PERFECT, Direction, Impaired
 from vmessd.core.lifecycle import OFF
 from vmessd.core.models.wires import Flap, Impairment
 from vmessd.devices.cables import Cables
@@ -76,7 +76,7 @@ class ImpairedCables:
 
     # -- Changes --
 
-    async def set(self, nic: Nic, way: str | None, words: Sequence[str]) -> None:
+    async def set(self, nic: Nic, direction: Direction | None, words: Sequence[str]) -> None:
         """Impair the cable of an interface in one direction, or in both for None, now and at every start.
 
         `words` are as for impairments.parse: `good` ends it. The caller holds the lock.
@@ -86,8 +86,6 @@ class ImpairedCables:
             Failed, NotPermitted: it is not possible, and nothing was changed.
             BadFile: IMPAIRMENTS is invalid.
         """
-        if way not in (None, impairments.IN, impairments.OUT):
-            raise InvalidValue(f"direction {quoted(way)} is neither {impairments.IN} nor {impairments.OUT}")
         impairment = impairments.parse(words)
         if impairment is not None and nic.by_qemu:
             kind = "is in the user network" if nic.wire.user else "has no TAP"
@@ -96,15 +94,15 @@ class ImpairedCables:
                 "delay nor lose them; flap, on and off work",
                 hint=f"vmess {self.vm} cable {nic.index} flap 5s/1s",
             )
-        if impairment is None and way is None:
+        if impairment is None and direction is None:
             await self.end_flap(nic.index)
-        await self._machine.change(functools.partial(self._set, nic.index, way, impairment))
+        await self._machine.change(functools.partial(self._set, nic.index, direction, impairment))
 
-    def _set(self, index: int, way: str | None, impairment: Impairment | None) -> None:
+    def _set(self, index: int, direction: Direction | None, impairment: Impairment | None) -> None:
         """Change what is noted for an interface, and apply it; blocks."""
         before = self._read(self._machine.home)
-        after = before.get(index, PERFECT).with_way(way, impairment)
-        if impairment is None and way is None:  # a flap may be noted that has ended with its VM
+        after = before.get(index, PERFECT).with_direction(direction, impairment)
+        if impairment is None and direction is None:  # a flap may be noted that has ended with its VM
             after = PERFECT
         self._write({**before, index: after})
         try:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from vmessd.core import impairments, names, nic_hardware
 from vmessd.core.errors import AlreadyRunning, BadFile, Failed, InvalidValue, NoSuchVM, VmessError, quoted
+from vmessd.core.impairments import Direction
 from vmessd.core.lifecycle import OFF, State
 from vmessd.core.machine_types import is_q35
 from vmessd.core.models.wires import Step, StepKind
@@ -565,25 +566,25 @@ class NetworkInterfaces:
             await self.cables.put(index, on=on)
             return await self.cables.unseen(index)
 
-    async def impair(self, index: int, way: str | None, words: Sequence[str]) -> str | None:
+    async def impair(self, index: int, direction: Direction | None, words: Sequence[str]) -> str | None:
         """Impair the cable of an interface, or let it flap; return a warning or None.
 
-        `way` and `words` are as for ImpairedCables.set; `flap 5s/1s` is for its begin_flap.
+        `direction` and `words` are as for ImpairedCables.set; `flap 5s/1s` is for its begin_flap.
 
         Raises:
             InvalidValue: there is no such interface, or the words are invalid.
             VmessError: as these raise it.
         """
-        return await self._shielded(self._impair(index, way, words))
+        return await self._shielded(self._impair(index, direction, words))
 
-    async def _impair(self, index: int, way: str | None, words: Sequence[str]) -> str | None:
+    async def _impair(self, index: int, direction: Direction | None, words: Sequence[str]) -> str | None:
         async with self._lock:
             nics = {nic.index: nic for nic in await self.nics() if not nic.leaving}
             check_interface(self.vm, index, nics)
             if list(words[:1]) != [impairments.FLAP]:
-                await self.impairments.set(nics[index], way, words)
+                await self.impairments.set(nics[index], direction, words)
                 return await self._pulled(index)
-            if way is not None or len(words) != 2:
+            if direction is not None or len(words) != 2:
                 raise InvalidValue("flap takes two times such as 5s/1s, and no direction: both ends see it")
             await self.impairments.begin_flap(index, words[1])
             return await self.cables.unseen(index)

@@ -15,6 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from vmessd.core import hardware, nic_hardware, pid_file, serial_ports
+from vmessd.core.accelerators import BEST_CPU, Accelerator
 from vmessd.core.dataclass import dataclass
 from vmessd.core.hardware import APPEND, INITRD, KERNEL
 from vmessd.core.machine_types import is_i440fx, is_q35, machine
@@ -62,8 +63,6 @@ SANDBOX = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=de
 
 AGENT = "agent0"
 """The chardev of the guest agent."""
-BEST_CPU = {"kvm": "host", "tcg": "max"}
-"""The CPU model with all features, by accelerator (QEMU, docs/system/cpu-models-x86); TCG has no `host`."""
 
 
 SPEED = {"speed": 10000, "duplex": "full"}
@@ -100,7 +99,7 @@ class Spec:
     vm: str
     directory: str
     """Absolute path of the VM's directory."""
-    accel: str
+    accel: Accelerator
     """`kvm` or `tcg`."""
     display: int
     """VNC display (TCP port minus 5900); 0 for a VNC server that listens on no port."""
@@ -174,7 +173,7 @@ def _boot_indices(spec: Spec) -> dict[str, int]:
     return hardware.boot_indices(order, [disk.slot for disk in spec.disks], [card.index for card in spec.cards])
 
 
-def cpu(value: str, accel: str) -> str:
+def cpu(value: str, accel: Accelerator) -> str:
     """Return the value of `-cpu` for a CPU file."""
     model, comma, features = value.partition(",")
     return f"{BEST_CPU[accel] if model == 'best' else model}{comma}{features}"
@@ -474,9 +473,10 @@ def cards_of(argv: Sequence[str]) -> dict[int, tuple[str, str | None]]:
     return found
 
 
-def accel_of(argv: Sequence[str]) -> str:
-    """Return the accelerator on a command line from :func:`build`: `kvm` or `tcg`."""
-    return "kvm" if ("-accel", "kvm") in itertools.pairwise(argv) else "tcg"
+def accel_of(argv: Sequence[str]) -> Accelerator:
+    """Return the accelerator on a command line from :func:`build`."""
+    has_kvm = ("-accel", Accelerator.kvm) in itertools.pairwise(argv)
+    return Accelerator.kvm if has_kvm else Accelerator.tcg
 
 
 def waits(argv: Sequence[str]) -> bool:

@@ -14,9 +14,10 @@ import threading
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from vmessd.core.accelerators import BEST_CPU, Accelerator
 from vmessd.core.errors import StartFailed, VmessError, printable, quoted, reason
 from vmessd.core.models.progress import WithoutKvm
-from vmessd.qemu.command_line import BEST_CPU, SANDBOX
+from vmessd.qemu.command_line import SANDBOX
 from vmessd.qemu.process import Process, installed
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def rom() -> bytes:
     return (_CODE.ljust(_RESET, b"\xf4") + bytes.fromhex("ea000000f0")).ljust(_ROM_SIZE, b"\0")
 
 
-def command(qemu: str, accel: str) -> list[str]:
+def command(qemu: str, accel: Accelerator) -> list[str]:
     """Return the argument vector of the probe; its firmware is descriptor 3."""
     return [
         *(qemu, "-name", "vmess-kvm-probe", "-nodefaults", "-no-user-config", "-machine", "pc"),
@@ -94,7 +95,7 @@ def _is_denied() -> bool:
 
 
 def run_guest(
-    qemu: str, entry: Sequence[str] = (), accel: str = "kvm", deadline: float = DEADLINES[0]
+    qemu: str, entry: Sequence[str] = (), accel: Accelerator = Accelerator.kvm, deadline: float = DEADLINES[0]
 ) -> Failure | None:
     """Run the guest; return why it did not run to its end, or None if it did. Blocks up to `deadline` seconds.
 

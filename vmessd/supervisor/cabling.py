@@ -23,6 +23,7 @@ from collections.abc import (
 from typing import Any, NamedTuple, TypeVar
 
 from vmessd.core.errors import InvalidValue, NoSuchVM, VmessError, quoted
+from vmessd.core.impairments import Direction
 from vmessd.core.models.wires import Step
 from vmessd.core.wires import End, cables, parse_wire, parse_wires
 from vmessd.devices.network_interfaces import NetworkInterfaces
@@ -106,10 +107,12 @@ class Cabling:
         await self._follow(end.vm for end in (await wires.cabled()).values())
         return note
 
-    async def impair(self, name: str, index: int, way: str | None, words: Sequence[str]) -> str | None:
+    async def impair(
+        self, name: str, index: int, direction: Direction | None, words: Sequence[str]
+    ) -> str | None:
         """Impair the cable of an interface, as NetworkInterfaces.impair; a cable has two ends, so in turn."""
         wires = await self._begun(name)
-        note = await wires.impair(index, way, words)
+        note = await wires.impair(index, direction, words)
         await self._follow(end.vm for end in (await wires.cabled()).values())
         return note
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from vmessd.core import names, ownership
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import BadFile, InvalidValue, VmessError, printable
 from vmessd.core.impairments import PERFECT, Impaired
 from vmessd.core.lifecycle import OFF, Policy
@@ -227,7 +228,7 @@ class Details:
             else:
                 display, running = record.display, record.accel
             spec = launcher.specify(directory, host, display, nics, running)
-            kvm = None if running == "kvm" else host.kvm_trouble(spec.values.get("ACCEL"))
+            kvm = None if running == Accelerator.kvm else host.kvm_trouble(spec.values.get("ACCEL"))
             planned = command_line.build(spec, host.qemu)
         except VmessError as error:
             problem = error.message

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vmessd.core import refusals
+from vmessd.core.accelerators import AUTO, Accelerator
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import Failed, NotPermitted
 from vmessd.core.models.daemon import Residence
@@ -29,9 +30,6 @@ from vmessd.qemu.kvm import Kvm
 from vmessd.qemu.oom import Kills
 from vmessd.storage.vmdir import VMDirectory
 from vmessd.vm.events import Events
-
-AUTO = "auto"
-"""The accelerator that is KVM where it works, and TCG elsewhere."""
 
 
 @dataclass
@@ -73,17 +71,17 @@ class Host:
         self.duplicates = Duplicates(self.network)
         self.duplicates.report = lambda vm, text: self.events.publish(Kind.wires, vm, text)
 
-    def accelerator(self, wanted: str | None, running: str | None = None) -> str:
-        """Return `kvm` or `tcg` for a VM whose ACCEL file says `wanted`; runs no guest to find out.
+    def accelerator(self, wanted: str | None, running: Accelerator | None = None) -> Accelerator:
+        """Return the accelerator of a VM whose ACCEL file says `wanted`; runs no guest to find out.
 
         `running` is the accelerator of its QEMU, if it has one: the answer while nothing else is known.
         """
         choice = wanted or self.accel
         if choice != AUTO:
-            return choice
+            return Accelerator(choice)
         if running is not None and not self.kvm.is_known:
             return running
-        return "tcg" if self.kvm.trouble() else "kvm"
+        return Accelerator.tcg if self.kvm.trouble() else Accelerator.kvm
 
     def probe_kvm(self, wanted: str | None) -> None:
         """Find out whether KVM works, if that is to decide for a VM whose ACCEL file says `wanted`; blocks.
@@ -100,7 +98,7 @@ class Host:
     def kvm_news(self, record: RunRecord, uid: int | None) -> WithoutKvm | None:
         """Return why a QEMU runs without KVM though it may use it, unless this user was told before."""
         wanted = (record.hardware or {}).get("ACCEL", "").strip() or self.accel
-        return self.kvm.news(uid) if record.accel != "kvm" and wanted == AUTO else None
+        return self.kvm.news(uid) if record.accel != Accelerator.kvm and wanted == AUTO else None
 
     def settings(self, directory: VMDirectory) -> dict[str, Any]:
         """Return the settings of a VM by file name, as :func:`command_line.expanded` returns them.
@@ -126,9 +124,9 @@ class Host:
         if setting.listed_by:
             self.abilities.check(setting, text, self.qemu, self.account.entry)
 
-    def check_cpu(self, vm: str, cpu: str | None, accel: str) -> None:
+    def check_cpu(self, vm: str, cpu: str | None, accel: Accelerator) -> None:
         """Raise Failed if a CPU model needs KVM, and the VM runs under TCG."""
-        if accel == "tcg" and (cpu or "").partition(",")[0] == "host":
+        if accel == Accelerator.tcg and (cpu or "").partition(",")[0] == "host":
             why = self.kvm.trouble() or "ACCEL says tcg"
             raise Failed(f"CPU host needs KVM, and {vm} runs under TCG ({why})", hint=f"vmess {vm} cpu best")
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vmessd.core import machine_types, names, ownership, serial_ports
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.dataclass import dataclass
 from vmessd.core.errors import BadFile, Failed, VmessError, failing, quoted, shell_line
 from vmessd.core.hardware import APPEND, BIOS, FIRMWARE, INITRD, KERNEL
@@ -119,7 +120,7 @@ def specify(
     host: Host,
     display: int,
     looked: Sequence[Nic] | None = None,
-    running: str | None = None,
+    running: Accelerator | None = None,
 ) -> Spec:
     """Read the specification of a VM from its files; `looked` are its interfaces, if they are known already.
 

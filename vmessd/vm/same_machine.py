@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from vmessd.core import names
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import Failed
 from vmessd.core.models.vms import Pending
 from vmessd.core.records import RunRecord
@@ -69,7 +70,7 @@ def check_arrival(vm: VMDirectory, host: Host, then: Origin) -> None:
         )
 
 
-def _present(vm: VMDirectory, host: Host, running: str | None = None) -> Origin:
+def _present(vm: VMDirectory, host: Host, running: Accelerator | None = None) -> Origin:
     spec = launcher.specify(vm, host, display=0, running=running)
     return Origin(
         vm=vm.vm,

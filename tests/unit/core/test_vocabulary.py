@@ -6,14 +6,19 @@ import pytest
 
 from vmessctl.commands import network
 from vmessctl.output.phrases import PHRASES
-from vmessd.core import lifecycle, settings, words
+from vmessd.core import accelerators, lifecycle, settings, words
+from vmessd.core.impairments import Direction
 from vmessd.core.models import consoles, daemon, events, moves, progress, wires
+from vmessd.core.wires import Protocol
 
 ENUMERATIONS: tuple[tuple[type[enum.Enum], type], ...] = (
     (lifecycle.State, words.State),
     (lifecycle.Reason, words.Reason),
     (lifecycle.Rung, words.Rung),
     (lifecycle.Policy, words.Policy),
+    (accelerators.Accelerator, words.Accelerator),
+    (Protocol, words.Protocol),
+    (Direction, words.Direction),
     (wires.StepKind, words.StepKind),
     (progress.FleetStep, words.FleetStep),
     (daemon.DaemonKind, words.DaemonKind),

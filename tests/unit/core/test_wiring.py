@@ -16,6 +16,7 @@ from vmessd.core.wires import (
     LOCALHOST,
     End,
     Forward,
+    Protocol,
     Wire,
     bridge_name,
     cables,
@@ -77,16 +78,16 @@ GOOD = {
     "user:2222:22": Wire(user=True, forwards=(Forward(2222, 22),)),
     "user:2222:22,8080:80": Wire(user=True, forwards=(Forward(2222, 22), Forward(8080, 80))),
     "user:1:65535,65535:1": Wire(user=True, forwards=(Forward(1, 65535), Forward(65535, 1))),
-    "user:udp:5353:53": Wire(user=True, forwards=(Forward(5353, 53, "udp"),)),
+    "user:udp:5353:53": Wire(user=True, forwards=(Forward(5353, 53, Protocol.udp),)),
     "user:2222:22,udp:2222:22,0.0.0.0:80:80,udp:192.0.2.7:53:53,192.0.2.8:8080:80,192.0.2.9:8080:80": Wire(
         user=True,
         forwards=(
             Forward(2222, 22),
-            Forward(2222, 22, "udp"),
-            Forward(80, 80, "tcp", "0.0.0.0"),  # noqa: S104 -- a word
-            Forward(53, 53, "udp", "192.0.2.7"),
-            Forward(8080, 80, "tcp", "192.0.2.8"),
-            Forward(8080, 80, "tcp", "192.0.2.9"),
+            Forward(2222, 22, Protocol.udp),
+            Forward(80, 80, Protocol.tcp, "0.0.0.0"),  # noqa: S104 -- a word
+            Forward(53, 53, Protocol.udp, "192.0.2.7"),
+            Forward(8080, 80, Protocol.tcp, "192.0.2.8"),
+            Forward(8080, 80, Protocol.tcp, "192.0.2.9"),
         ),
     ),
     "bridge1": Wire("bridge1"),
@@ -500,22 +501,22 @@ def test_c45_other_names_are_left_to_bridges(name: str) -> None:
 
 
 def test_c74_a_port_that_is_forwarded_and_one_that_is_not() -> None:
-    wire = Wire(user=True, forwards=(Forward(2222, 22), Forward(53, 53, "udp", ANY)))
+    wire = Wire(user=True, forwards=(Forward(2222, 22), Forward(53, 53, Protocol.udp, ANY)))
     more = wires.with_forward(wire, Forward(53, 54))
     assert str(more) == "user:2222:22,udp:0.0.0.0:53:53,53:54"
-    assert wires.with_forward(more, Forward(53, 53, "udp", ANY)) == more
+    assert wires.with_forward(more, Forward(53, 53, Protocol.udp, ANY)) == more
     assert wires.without_forward(more, Forward(53, 1)) == wire
-    assert str(wires.without_forward(more, Forward(53, 1, "udp", ANY))) == "user:2222:22,53:54"
+    assert str(wires.without_forward(more, Forward(53, 1, Protocol.udp, ANY))) == "user:2222:22,53:54"
     for forward, says in (
         (Forward(2222, 23), "port 2222 is already forwarded: 2222:22"),
-        (Forward(2222, 23, "tcp", ANY), "port 0.0.0.0:2222 is already forwarded: 2222:22"),
-        (Forward(53, 53, "udp"), "port udp:53 is already forwarded: udp:0.0.0.0:53:53"),
+        (Forward(2222, 23, Protocol.tcp, ANY), "port 0.0.0.0:2222 is already forwarded: 2222:22"),
+        (Forward(53, 53, Protocol.udp), "port udp:53 is already forwarded: udp:0.0.0.0:53:53"),
     ):
         refused(wires.with_forward, wire, forward, says=says)
     for forward, says in (
         (Forward(53, 1), "port 53 is not forwarded"),
-        (Forward(53, 1, "udp"), "port udp:53 is not forwarded"),
-        (Forward(2222, 1, "tcp", ANY), "port 0.0.0.0:2222 is not forwarded"),
+        (Forward(53, 1, Protocol.udp), "port udp:53 is not forwarded"),
+        (Forward(2222, 1, Protocol.tcp, ANY), "port 0.0.0.0:2222 is not forwarded"),
     ):
         refused(wires.without_forward, wire, forward, says=says)
     full = Wire(user=True, forwards=tuple(Forward(port, port) for port in range(1, 33)))

@@ -14,6 +14,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vmessd.core import hardware, names
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import Failed, shell_line
 from vmessd.core.hardware import IDE_PLACES
 from vmessd.core.settings import BY_FILE
@@ -25,6 +26,7 @@ from vmessd.storage.firmware import Firmware
 from vmessd.storage.images import Disk
 
 G = 2**30
+KVM, TCG = Accelerator.kvm, Accelerator.tcg
 HOME = "/home/ayourtch/vms/newvm0"
 ANY_TEXT = st.text(st.characters(exclude_categories=()) | st.characters(categories=["Cs"]))
 
@@ -159,7 +161,7 @@ GOLDEN: dict[str, tuple[dict[str, Any], list[Disk], list[str]]] = {
 @pytest.mark.parametrize("case", GOLDEN)
 def test_golden_command_line(case: str) -> None:
     values, disks, expected = GOLDEN[case]
-    spec = Spec(vm="newvm0", directory=HOME, accel="kvm", display=2811, values=values, disks=disks)
+    spec = Spec(vm="newvm0", directory=HOME, accel=KVM, display=2811, values=values, disks=disks)
     assert command_line.build(spec, "qemu-system-x86_64") == expected
 
 
@@ -232,13 +234,13 @@ CARDS: dict[str, tuple[dict[str, Any], list[Card], list[str]]] = {
 @pytest.mark.parametrize("case", CARDS)
 def test_golden_network_cards(case: str) -> None:
     values, cards, expected = CARDS[case]
-    spec = Spec("newvm0", HOME, "kvm", 2811, values, cards=cards)
+    spec = Spec("newvm0", HOME, KVM, 2811, values, cards=cards)
     assert command_line.build(spec, "qemu-system-x86_64") == BARE + expected
 
 
 def test_cards_stand_between_drives_and_settings() -> None:
     values = {"EXARGS": ("-no-reboot",), "RAM": 2 * G, "NICS": ("whatever",)}
-    spec = Spec("newvm0", HOME, "kvm", 2811, values, [disk("hda"), disk("cdrom")], [TAP])
+    spec = Spec("newvm0", HOME, KVM, 2811, values, [disk("hda"), disk("cdrom")], [TAP])
     expected = [*SEED[:-2], *TAP_OPTIONS, "-m", "2G", "-no-reboot"]
     assert command_line.build(spec, "qemu-system-x86_64") == expected
 
@@ -275,7 +277,7 @@ def test_what_is_no_network_card_s_id(identifier: str) -> None:
 def line(*cards: Card, **values: Any) -> list[str]:
     """A command line as it would be built."""
     drives = [disk("hda"), disk("cdrom")]
-    return command_line.build(Spec("newvm0", HOME, "kvm", 2811, values, drives, cards), "qemu")
+    return command_line.build(Spec("newvm0", HOME, KVM, 2811, values, drives, cards), "qemu")
 
 
 ALL = [Card(index, mac, f"newvm0e{index}") for index, mac in enumerate(MACS[:5])]
@@ -332,14 +334,14 @@ def test_any_command_line_is_the_same_as_itself(argv: list[str]) -> None:
 
 
 def test_exargs_stand_behind_the_drives() -> None:
-    spec = Spec("newvm0", HOME, "tcg", 1, {"EXARGS": ("-no-reboot",)}, [disk("hda"), disk("cdrom")])
+    spec = Spec("newvm0", HOME, TCG, 1, {"EXARGS": ("-no-reboot",)}, [disk("hda"), disk("cdrom")])
     argv = command_line.build(spec, "qemu")
     assert argv[-1] == "-no-reboot"
     assert argv[-2].startswith("ide-cd,")
 
 
 def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
-    spec = Spec("newvm0", HOME, "kvm", 2811, disks=[*(disk(slot) for slot in IDE_PLACES), disk("cdrom")])
+    spec = Spec("newvm0", HOME, KVM, 2811, disks=[*(disk(slot) for slot in IDE_PLACES), disk("cdrom")])
     with pytest.raises(Failed, match="cannot be combined") as caught:
         command_line.build(spec, "qemu")
     assert caught.value.hint is not None
@@ -355,7 +357,7 @@ def test_hdc_hdd_and_cdrom_do_not_fit_together() -> None:
     ],
 )
 def test_boot_order_is_a_property_of_devices(values: dict[str, Any], places: dict[str, int]) -> None:
-    spec = Spec("newvm0", HOME, "tcg", 1, values, [disk("hda"), disk("cdrom")], [TAP])
+    spec = Spec("newvm0", HOME, TCG, 1, values, [disk("hda"), disk("cdrom")], [TAP])
     argv = command_line.build(spec, "qemu")
     usual = command_line.build(dataclasses.replace(spec, values={}), "qemu")
     ids = {"hda": "ide-hd,", "cdrom": "ide-cd,", "net0": "e1000,"}
@@ -367,7 +369,7 @@ def test_boot_order_is_a_property_of_devices(values: dict[str, Any], places: dic
 
 def test_on_q35_each_drive_has_a_port_and_the_cards_have_slots() -> None:
     disks = [disk(slot) for slot in (*IDE_PLACES, "cdrom")]
-    spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, disks)
+    spec = Spec("newvm0", HOME, TCG, 1, {"MACHINE": "q35"}, disks)
     argv = command_line.build(spec, "qemu")
     assert [word.partition("bus=")[2] for word in argv if word.startswith("ide-")] == [
         f"ide.{port},unit=0" for port in range(5)
@@ -414,7 +416,7 @@ BUSES: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", BUSES)
 def test_each_disk_has_a_bus(case: str) -> None:
     values, devices = BUSES[case]
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, [disk("hda"), disk("hdd")]), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, values, [disk("hda"), disk("hdd")]), "qemu")
     assert [value for option, value in itertools.pairwise(argv) if option == "-device"] == devices
     ours = {int(word.rpartition("0x")[2], 16) for word in devices if "addr=" in word}
     cards = command_line.slots(range(29), values)
@@ -435,7 +437,7 @@ def test_c140_many_cards_are_behind_bridges(machine: str, bridges: list[str]) ->
         cards = [
             Card(index, "02:00:00:00:00:00", f"newvm0e{index}", slot=slots[index]) for index in range(count)
         ]
-        argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, cards=cards), "qemu")
+        argv = command_line.build(Spec("newvm0", HOME, TCG, 1, values, cards=cards), "qemu")
         lines[count] = argv
         return [value for option, value in itertools.pairwise(argv) if option == "-device"]
 
@@ -457,7 +459,7 @@ def test_c141_queues_are_those_of_virtio_cards(model: str) -> None:
     of_card = (command_line.queues(values, 0), command_line.vhost(values, 0))
     assert of_card == ((4, True) if model != "e1000" else (1, False))
     card = Card(0, "02:11:9b:af:00:00", "newvm0e0", queues=of_card[0], vhost=of_card[1])
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, cards=[card]), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, values, cards=[card]), "qemu")
     [netdev] = [word for word in argv if word.startswith("tap,")]
     [device] = [word for word in argv if word.startswith(f"{model},")]
     assert netdev.endswith("downscript=no,queues=4,vhost=on" if model != "e1000" else "downscript=no")
@@ -477,13 +479,13 @@ PLACES: dict[str, list[str]] = {
 @pytest.mark.parametrize("bus", PLACES)
 def test_disks_behind_the_fourth_have_places_in_order(bus: str, machine: str) -> None:
     values, disks = {"DISK_BUS": {"": bus}, "MACHINE": machine}, [disk(slot) for slot in names.DISKS]
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, disks), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, values, disks), "qemu")
     devices = [value for option, value in itertools.pairwise(argv) if option == "-device"]
     assert devices[-22:] == [place.format(slot) for place, slot in zip(PLACES[bus], MORE, strict=True)]
     controllers = [device for device in devices[:-26] if "bus=disks" in device]
     assert len(controllers) == (4 if bus == "sata" else 0)
     assert ("pci-bridge,id=disks,chassis_nr=1,addr=0x1e" in devices) is (bus != "scsi")
-    few = command_line.build(Spec("newvm0", HOME, "tcg", 1, values, disks[:4]), "qemu")
+    few = command_line.build(Spec("newvm0", HOME, TCG, 1, values, disks[:4]), "qemu")
     assert devices[-26:-22] == [value for option, value in itertools.pairwise(few) if option == "-device"][-4:]
     assert (0x1E in command_line.slots(range(29), values, disks).values()) is (bus == "scsi")
     assert 0x1E in command_line.slots(range(29), values, disks[:4]).values()
@@ -493,7 +495,7 @@ def test_disks_behind_the_fourth_have_places_in_order(bus: str, machine: str) ->
     ("buses", "hint"), [({}, "hde=sata"), ({"": "ide", "hda": "virtio"}, "ide,hda=virtio,hde=sata")]
 )
 def test_a_fifth_disk_on_ide_is_refused(buses: dict[str, str], hint: str) -> None:
-    spec = Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": buses}, [disk("hda"), disk("hde")])
+    spec = Spec("newvm0", HOME, TCG, 1, {"DISK_BUS": buses}, [disk("hda"), disk("hde")])
     with pytest.raises(Failed, match="hde has no slot: IDE has only four, hda, hdb, hdc, hdd") as raised:
         command_line.build(spec, "qemu")
     assert raised.value.hint == f"vmess newvm0 disk-bus {hint}"
@@ -503,14 +505,14 @@ def test_a_fifth_disk_on_ide_is_refused(buses: dict[str, str], hint: str) -> Non
 def test_the_hint_for_several_disks_without_a_place_on_ide_has_a_bus_for_each() -> None:
     disks = [disk(slot) for slot in ("hda", "hde", "hdf", "hdg")]
     with pytest.raises(Failed, match="hde has no slot") as raised:
-        command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": {"hdg": "virtio"}}, disks), "qemu")
+        command_line.build(Spec("newvm0", HOME, TCG, 1, {"DISK_BUS": {"hdg": "virtio"}}, disks), "qemu")
     assert raised.value.hint == "vmess newvm0 disk-bus hdg=virtio,hde=sata,hdf=sata"
     buses = hardware.disk_bus(str(raised.value.hint).rpartition(" ")[2])
-    command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": buses}, disks), "qemu")
+    command_line.build(Spec("newvm0", HOME, TCG, 1, {"DISK_BUS": buses}, disks), "qemu")
 
 
 def test_a_fifth_disk_on_q35_has_a_controller_of_its_own() -> None:
-    spec = Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, [disk("hda"), disk("hde"), disk("cdrom")])
+    spec = Spec("newvm0", HOME, TCG, 1, {"MACHINE": "q35"}, [disk("hda"), disk("hde"), disk("cdrom")])
     argv = command_line.build(spec, "qemu")
     assert f"{IDE_HD.format('hde')}ahci1.0,unit=0" in argv
     assert "ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.4,unit=0" in argv
@@ -518,13 +520,13 @@ def test_a_fifth_disk_on_q35_has_a_controller_of_its_own() -> None:
 
 def test_a_cd_drive_has_room_beside_disks_on_another_bus() -> None:
     disks = [disk(slot) for slot in (*names.DISKS, "cdrom")]
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, {"DISK_BUS": {"": "virtio"}}, disks), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, {"DISK_BUS": {"": "virtio"}}, disks), "qemu")
     assert "ide-cd,id=cdrom-drive,drive=cdrom,bus=ide.1,unit=0" in argv
 
 
 def test_a_kernel_is_booted_with_what_belongs_to_it() -> None:
     values = {"KERNEL": "vmlinuz", "INITRD": "/boot/initrd,1", "APPEND": "console=ttyS0 a,b"}
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, values), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, values), "qemu")
     at = argv.index("-kernel")
     assert argv[at : at + 6] == [
         *("-kernel", f"{HOME}/vmlinuz", "-initrd", "/boot/initrd,1", "-append", "console=ttyS0 a,b")
@@ -533,7 +535,7 @@ def test_a_kernel_is_booted_with_what_belongs_to_it() -> None:
 
 def test_uefi_is_flash_memory_that_only_the_variables_of_are_written_to() -> None:
     firmware = Firmware("/code.fd", "/vars.fd", needs_smm=True, variables=f"{HOME}/uefi-secure.vars")
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 1, {"MACHINE": "q35"}, firmware=firmware), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 1, {"MACHINE": "q35"}, firmware=firmware), "qemu")
     assert "q35,smm=on,pflash0=firmware,pflash1=variables" in argv
     nodes = [json.loads(word) for word in argv if word.startswith("{")]
     assert [(node["read-only"], node["file"]["filename"]) for node in nodes] == [
@@ -556,7 +558,7 @@ def test_each_serial_port_has_a_socket_and_a_log_of_its_own() -> None:
 
 
 def test_display_in_force_and_accelerator_are_the_ones_given() -> None:
-    argv = command_line.build(Spec("newvm0", HOME, "tcg", 2812), "/opt/qemu/bin/qemu")
+    argv = command_line.build(Spec("newvm0", HOME, TCG, 2812), "/opt/qemu/bin/qemu")
     assert argv[0] == "/opt/qemu/bin/qemu"
     assert argv[argv.index("-accel") + 1] == "tcg"
     assert argv[argv.index("-vnc") + 1] == "127.0.0.1:2812,password=on"
@@ -586,7 +588,7 @@ def test_display_of_a_command_line(argv: list[str], display: int) -> None:
 
 def test_nothing_lets_qemu_daemonize_or_probe_a_format() -> None:
     for values, disks, _ in GOLDEN.values():
-        argv = command_line.build(Spec("newvm0", HOME, "kvm", 2811, values, disks), "qemu")
+        argv = command_line.build(Spec("newvm0", HOME, KVM, 2811, values, disks), "qemu")
         assert not {"-daemonize", "-hda", "-cdrom", "-drive"} & set(argv)
 
 
@@ -600,7 +602,7 @@ def test_nothing_lets_qemu_daemonize_or_probe_a_format() -> None:
 @example("/latin-\udce9.iso")
 def test_any_path_arrives_in_blockdev_as_it_is_and_nowhere_else(path: str) -> None:
     drive = Disk("hda", path, block_device=False, size=0)
-    argv = command_line.build(Spec("newvm0", HOME, "kvm", 2811, disks=[drive]), "qemu")
+    argv = command_line.build(Spec("newvm0", HOME, KVM, 2811, disks=[drive]), "qemu")
     node = json.loads(argv[argv.index("-blockdev") + 1])
     assert node == {
         "driver": "file",
@@ -701,7 +703,7 @@ def test_c73_properties_of_cards_keep_their_commas() -> None:
     values = command_line.expanded(values, "newvm0", COMMAS)
     assert command_line.device(TAP, values)["romfile"] == f"{COMMAS}/newvm0.rom"
     assert command_line.device(TAP, values)["bootindex"] == "1"
-    argv = command_line.build(Spec("newvm0", COMMAS, "tcg", 1, values, cards=[TAP]), "qemu")
+    argv = command_line.build(Spec("newvm0", COMMAS, TCG, 1, values, cards=[TAP]), "qemu")
     assert argv[-1].endswith(",id=nic0,romfile=/srv/a,,b c/newvm0/newvm0.rom,bootindex=1")
 
 
@@ -718,13 +720,13 @@ def test_c73_properties_of_cards_keep_their_commas() -> None:
     ],
 )
 def test_c75_the_best_cpu_is_the_hosts_or_all_that_tcg_knows(value: str, kvm: str, tcg: str) -> None:
-    for accel, expected in (("kvm", kvm), ("tcg", tcg)):
+    for accel, expected in ((KVM, kvm), (TCG, tcg)):
         argv = command_line.build(Spec("newvm0", HOME, accel, 2811, {"CPU": value}), "qemu-system-x86_64")
         place = argv.index("-cpu")
         assert argv[place - 2 : place + 2] == ["-accel", accel, "-cpu", expected]
         assert command_line.cpu_of(argv) == expected
         assert command_line.cpu_of([*argv, "-cpu", "486"]) == "486"  # from EXARGS, and QEMU takes the last
-    bare = command_line.build(Spec("newvm0", HOME, "kvm", 2811), "qemu-system-x86_64")
+    bare = command_line.build(Spec("newvm0", HOME, KVM, 2811), "qemu-system-x86_64")
     assert ("-cpu" in bare, command_line.cpu_of(bare)) == (False, None)
 
 
@@ -745,7 +747,7 @@ def test_network_cards_leave_a_slot_to_the_medium_of_cloud_init() -> None:
         places = command_line.slots(range(count), values, full, cloud_init=True)
         assert len({*places.values()} - {29, 30}) == count
         cards = [Card(index, "02:00:00:00:00:01", None, slot=places[index]) for index in places]
-        spec = Spec("newvm0", HOME, "tcg", 2811, values, full, cards, cloud_init=f"{HOME}/seed.iso")
+        spec = Spec("newvm0", HOME, TCG, 2811, values, full, cards, cloud_init=f"{HOME}/seed.iso")
         words = command_line.build(spec, "qemu-system-x86_64")
         media = [word for word in words if word.startswith("virtio-blk-pci")]
         assert [word.rpartition(",")[2] for word in media] == ["addr=0x1e", "addr=0x1d"]

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from daemons import TESTS, UNIT, own, wait_for
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import InvalidValue
 from vmessd.core.records import Moment, RunRecord
 from vmessd.qemu import credentials, process
@@ -194,7 +195,7 @@ def test_a_qemu_that_overwrote_its_arguments_is_held_all_the_same(
     try:
         command = Path(f"/proc/{child.pid}/cmdline")
         wait_for(lambda: command.read_bytes().startswith(b"/bin/sh"), what="the change of the user")
-        record = RunRecord(child.pid, child.ticks, 7, "tcg", ["qemu"], Moment.now())
+        record = RunRecord(child.pid, child.ticks, 7, Accelerator.tcg, ["qemu"], Moment.now())
         directory.write_run_record(record)
         found = adoption.recover(directory, Host("qemu", account=nobody))
         assert (found is not None) is (len(words) == 1)

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from daemons import UNIT
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.errors import BadFile, Failed, InvalidValue, NoSuchVM, VmessError, printable
 from vmessd.core.places import SHARED_ISOS
 from vmessd.core.records import ExitRecord, Moment, RunRecord
@@ -695,7 +696,7 @@ def test_c19_names_that_old_qemu_syntax_would_obey_are_plain_file_names(
 
 SINCE = Moment(epoch=1700000000.5, uptime=12345.25, boot="f9ddc47b-268c-4943-beb0-75246bfb392c")
 ARGV = ["qemu", "-name", "newvm0", "", "ünï\n", "latin-\udce9"]
-RUN = RunRecord(pid=5748, ticks=2**40, display=2811, accel="kvm", argv=ARGV, since=SINCE)
+RUN = RunRecord(pid=5748, ticks=2**40, display=2811, accel=Accelerator.kvm, argv=ARGV, since=SINCE)
 EXIT = ExitRecord(
     pid=5748,
     ticks=7,

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.models.vms import Pending
 from vmessd.core.records import Moment, RunRecord
 from vmessd.storage.backing import Identity
@@ -57,7 +58,9 @@ def test_a_change_is_another_meaning_and_not_another_text(
 
 def test_an_image_of_the_same_size_may_be_another_file() -> None:
     disk = Disk("hda", "/v/a0/a0-hda.img", False, 2**30, identity=Identity(1, 2))
-    record = RunRecord(1, 1, 1, "tcg", [], Moment.now(), hardware={"hda": "1G"}, images=pending.images([disk]))
+    record = RunRecord(
+        1, 1, 1, Accelerator.tcg, [], Moment.now(), hardware={"hda": "1G"}, images=pending.images([disk])
+    )
     assert pending.replaced(record, [disk]) == set()
     other = dataclasses.replace(disk, identity=Identity(1, 3))
     assert pending.replaced(record, [other]) == {"hda"}

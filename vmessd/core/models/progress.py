@@ -5,6 +5,7 @@ import enum
 from typing import Self
 
 from vmessd.core import words
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Rung
 
@@ -25,8 +26,7 @@ class StartProgress:
     done: bool
     pid: int | None
     command: list[str]
-    accel: str | None = None
-    """The accelerator: kvm or tcg."""
+    accel: Accelerator | None = None
     without_kvm: WithoutKvm | None = None
     """In the last step: why it runs without KVM although it may use it. A daemon tells each user only once."""
 

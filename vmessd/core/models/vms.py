@@ -5,6 +5,7 @@ Durations are in seconds and sizes in bytes.
 
 from typing import Self
 
+from vmessd.core.accelerators import Accelerator
 from vmessd.core.dataclass import dataclass
 from vmessd.core.lifecycle import Policy, Reason, State
 from vmessd.core.models.daemon import DaemonKind
@@ -151,7 +152,7 @@ class VMInfo:
     """The error of a start, now or after the VM is off: why there is no command line for it."""
     display: int | None
     """The VNC display in use; its TCP port on 127.0.0.1 is 5900 + display."""
-    accel: str | None
+    accel: Accelerator | None
     cpu: str | None
     """The value of QEMU's option -cpu; None for QEMU's default."""
     serial: str
