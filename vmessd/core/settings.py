@@ -86,52 +86,13 @@ def _drives(text: str) -> tuple[str, ...]:
     return tuple(words)
 
 
-def _wires(text: str) -> Any:
-    from vmessd.core import wires  # noqa: PLC0415 -- the client never parses NICS
+def _by(module: str, function: str) -> Callable[[str], Any]:
+    """Return a parser of another module of this package, which its first use imports: the client parses few."""
 
-    return wires.parse_file(text)
-
-
-def _shares(text: str) -> Any:
-    from vmessd.core import shares  # noqa: PLC0415 -- as above
-
-    return shares.parse(text)
-
-
-def _of_nics(parser: str) -> Callable[[str], Any]:
     def parse(text: str) -> Any:
-        from vmessd.core import nic_hardware  # noqa: PLC0415 -- as above
-
-        return getattr(nic_hardware, parser)(text)
+        return getattr(__import__(f"vmessd.core.{module}", fromlist=[function]), function)(text)
 
     return parse
-
-
-def _impairments(text: str) -> Any:
-    from vmessd.core import impairments  # noqa: PLC0415 -- as above
-
-    return impairments.parse_file(text)
-
-
-def _of_hardware(parser: str) -> Callable[[str], Any]:
-    def parse(text: str) -> Any:
-        from vmessd.core import hardware  # noqa: PLC0415 -- as above
-
-        return getattr(hardware, parser)(text)
-
-    return parse
-
-
-def _startup(text: str) -> Any:
-    from vmessd.core import startup  # noqa: PLC0415 -- as above
-
-    return startup.parse(text)
-
-
-def _owner(text: str) -> Any:
-    from vmessd.core import ownership  # noqa: PLC0415 -- as above
-
-    return ownership.parse(text)
 
 
 def _remark(text: str) -> str:
@@ -237,7 +198,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="cpu",
         argument="<best|model|none>",
         expects="best, or a CPU model of QEMU such as qemu64, optionally with features: qemu64,+aes,-svm",
-        parse=_of_hardware("cpu"),
+        parse=_by("hardware", "cpu"),
         option=_no_option,  # what is best depends on the accelerator; see command_line.cpu
         help="Choose the guest's CPU: a model of QEMU (qemu-system-x86_64 -cpu help), or the best one:\n"
         "the CPU of the host under KVM, otherwise everything that TCG supports. New VMs have the best.\n"
@@ -262,7 +223,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="machine",
         argument="<type|none>",
         expects="a machine type of QEMU such as pc or q35",
-        parse=_of_hardware("word"),
+        parse=_by("hardware", "word"),
         option=_no_option,  # what else depends on it is in command_line
         help="Choose the machine type: pc, the default, q35, or any other type of QEMU\n"
         "(qemu-system-x86_64 -machine help). An installed system may have to find its devices again.",
@@ -274,7 +235,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="vga",
         argument="<std|card|off|none>",
         expects="a graphics card of QEMU such as std or virtio, or off",
-        parse=_of_hardware("graphics_card"),
+        parse=_by("hardware", "graphics_card"),
         option=_no_option,  # it comes before the other devices; see command_line.build
         help="Choose the graphics card: std, the default, virtio, or any other card of QEMU\n"
         "(qemu-system-x86_64 -vga help); off for a VM without a screen.",
@@ -328,7 +289,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="smbios",
         argument="<pairs|none>",
         expects="key=value pairs such as serial=A1,product=X; a comma in a value is written twice",
-        parse=_of_hardware("smbios"),
+        parse=_by("hardware", "smbios"),
         option=lambda pairs: ("-smbios", _option_list({"type": "1", **pairs})),
         help="Choose what the firmware tells the guest about its machine, for images that look for it:\n"
         "manufacturer, product, version, serial, uuid, sku and family, as in serial=A1,product=X.",
@@ -339,7 +300,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="boot-order",
         argument="<hd|hda|cdrom|net|devices|none>",
         expects="words such as hd,cdrom,net, each of hd, cdrom, net and hda to hdz at most once",
-        parse=_of_hardware("boot_order"),
+        parse=_by("hardware", "boot_order"),
         option=_no_option,  # a property of each device; see hardware.boot_indices
         help="Choose from what the guest boots: hd (all disks), cdrom, net (all NICs) or hda to hdz, in this\n"
         "order; then comes everything else. Without it, the firmware decides. (boot starts VMs, as at boot.)",
@@ -350,7 +311,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="boot-once",
         argument="<hd|hda|cdrom|net|devices|none>",
         expects="words as for boot-order, such as cdrom",
-        parse=_of_hardware("boot_order"),
+        parse=_by("hardware", "boot_order"),
         option=_no_option,
         help="Choose from what the guest boots first at the next start, and only then: a reset boots as\n"
         "usual. The start removes the file.",
@@ -361,7 +322,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="disk-bus",
         argument="<ide|virtio|scsi|sata|nvme|buses|none>",
         expects="ide, virtio, scsi, sata or nvme, or one for some disks: virtio,hda=ide",
-        parse=_of_hardware("disk_bus"),
+        parse=_by("hardware", "disk_bus"),
         option=_no_option,  # it belongs to the disks; see disk_devices
         help="Choose the bus of the disks: ide (the default), virtio, scsi, sata or nvme. disk=bus is for one\n"
         "disk: hda=virtio,hdb=ide. The CD drive stays where it is. An installed guest needs the driver.",
@@ -383,7 +344,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="kernel",
         argument="<file|none>",
         expects="the path of a kernel",
-        parse=_of_hardware("path"),
+        parse=_by("hardware", "path"),
         option=_no_option,  # a relative path is one in the directory of the VM
         help="Boot this kernel directly, without a boot loader; initrd and append belong to it.",
         example="vmlinuz",
@@ -393,7 +354,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="initrd",
         argument="<file|none>",
         expects="the path of an initial RAM disk",
-        parse=_of_hardware("path"),
+        parse=_by("hardware", "path"),
         option=_no_option,
         help="Give the kernel this initial RAM disk.",
         example="initrd.img",
@@ -403,7 +364,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="append",
         argument="<text|none>...",
         expects="at most 2047 printable characters",
-        parse=_of_hardware("kernel_arguments"),
+        parse=_by("hardware", "kernel_arguments"),
         option=_no_option,
         help="Give the kernel these arguments, its command line.",
         example="console=ttyS0",
@@ -414,7 +375,7 @@ SETTINGS: tuple[Setting, ...] = (
         argument="<cd|disk|fw_cfg|smbios|console> [name]",
         expects="cd or disk and a file name, fw_cfg and a name below opt/, smbios, or console and a rate "
         "(or -) and a prompt",
-        parse=_startup,
+        parse=_by("startup", "parse"),
         option=_no_option,  # it needs the directory of the VM; see startup_media
         help="The way in which the guest gets its startup configuration, the file STARTUP_CONFIG, as set by\n"
         "startup.",
@@ -471,7 +432,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="<pacemaker> [resource]",
         expects="pacemaker, or pacemaker and the id of a resource such as web-1",
-        parse=_owner,
+        parse=_by("ownership", "parse"),
         option=_no_option,
         help="Who decides about the VM in place of people, as set by cluster: they can look at it and use it,\n"
         "but not change it.",
@@ -482,7 +443,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[bridge|-|user|vm:ifnum ...]",
         expects="at most 64 words, each a bridge, -, user, or the other end of a cable such as spine0:1",
-        parse=_wires,
+        parse=_by("wires", "parse_file"),
         option=_no_option,  # the state of the kernel takes precedence; see links.Nic
         help="What the interfaces are connected to, as set by ifadd and connect.",
     ),
@@ -502,7 +463,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[address|-]...",
         expects="at most 64 words, each a MAC such as 02:11:9b:af:00:00, or -",
-        parse=_of_nics("parse_macs"),
+        parse=_by("nic_hardware", "parse_macs"),
         option=_no_option,
         help="The MACs of the interfaces, as set by mac; - stands for the default MAC.",
     ),
@@ -511,7 +472,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[slot|-]...",
         expects="at most 64 words, each - or another PCI slot (3 to 31; behind bridges 33 to 63 and 65 to 95)",
-        parse=_of_nics("parse_slots"),
+        parse=_by("nic_hardware", "parse_slots"),
         option=_no_option,
         help="The PCI slots of NICs that were plugged in while the VM was running, so that they keep them;\n"
         "- stands for the default slot.",
@@ -521,7 +482,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[ifnum]...",
         expects="numbers of interfaces from 0 to 63",
-        parse=_of_nics("parse_cables"),
+        parse=_by("nic_hardware", "parse_cables"),
         option=_no_option,
         help="The interfaces whose cable is pulled, as set by cable.",
     ),
@@ -530,7 +491,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[ifnum in|out|flap word...]...",
         expects="lines such as 0 in delay 20ms loss 1%, 0 out rate 10M or 0 flap 5s/1s",
-        parse=_impairments,
+        parse=_by("impairments", "parse_file"),
         option=_no_option,
         help="How the cables of interfaces are impaired, towards the guest (in) and from it (out), and which\n"
         "flap, as set by cable.",
@@ -552,7 +513,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=None,
         argument="[tag directory [ro|virtiofs]]...",
         expects="at most 8 lines, each a tag, an absolute path, and ro or virtiofs or neither",
-        parse=_shares,
+        parse=_by("shares", "parse"),
         option=_no_option,  # QEMU gets descriptors; see qemu.shared_directories
         help="The directories of the host that the guest can mount, as set by share.",
     ),
@@ -561,7 +522,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="nic-model",
         argument="<device|none>...",
         expects="a network device of QEMU such as e1000 or virtio-net-pci, or one for each interface in turn",
-        parse=_of_hardware("models"),
+        parse=_by("hardware", "models"),
         option=_no_option,
         help="Choose the model of the NICs: a network device of QEMU such as virtio-net-pci, or virtio for\n"
         "short. The default is e1000. With several, each interface has its own: e1000 virtio virtio; the last\n"
@@ -597,7 +558,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb="nic-options",
         argument="<properties|none>",
         expects="properties of a QEMU device such as romfile=,bootindex=1",
-        parse=_of_hardware("properties"),
+        parse=_by("hardware", "properties"),
         option=_no_option,
         help="Give each NIC more properties, such as romfile=,bootindex=1. $VM and $DIR work as in EXARGS.",
         example="romfile=",
@@ -608,7 +569,7 @@ SETTINGS: tuple[Setting, ...] = (
         verb=QEMU_OPTIONS,
         argument="<arguments|none>...",
         expects="QEMU arguments quoted as for a shell",
-        parse=_of_hardware("arguments"),
+        parse=_by("hardware", "arguments"),
         option=lambda words: words,
         help="Give QEMU more arguments, split into words as by a shell. Then $VM is replaced by the name of\n"
         "the VM, $DIR by the path of its directory, and $$ by a dollar sign. Several arguments after -- are\n"
