@@ -721,15 +721,15 @@ def test_a_pulled_cable_is_told_where_qemu_does_not_say_what_the_card_is(make_wi
 
 # vmessd that takes a second to plug an interface elsewhere.
 SLOW_CONNECT = """
-import logging, time, vmessd.devices.network_interfaces
-connect = vmessd.devices.network_interfaces.NetworkInterfaces._connect
+import logging, time, vmessd.devices.rewiring
+connect = vmessd.devices.rewiring.Rewiring.connect
 
 def slowly(self, index, wire, known):
     logging.info("it begins")
     time.sleep(1.0)
     return connect(self, index, wire, known)
 
-vmessd.devices.network_interfaces.NetworkInterfaces._connect = slowly
+vmessd.devices.rewiring.Rewiring.connect = slowly
 """
 
 

@@ -7,7 +7,7 @@ blocks.
 import contextlib
 from collections.abc import Iterable, Mapping
 
-from vmessd.core.errors import VmessError
+from vmessd.core.errors import BadFile, NoSuchVM, VmessError
 from vmessd.core.settings import BY_FILE
 from vmessd.core.wires import End, Wire, cables
 from vmessd.storage.vmdir import VMDirectory
@@ -16,6 +16,13 @@ from vmessd.storage.vmdir import VMDirectory
 def noted(directory: VMDirectory) -> dict[int, End]:
     """Return the other ends of a VM's cables by interface; raises BadFile, NoSuchVM."""
     return cables(directory.read_setting(BY_FILE["NICS"]) or ())
+
+
+def noted_if_readable(directory: VMDirectory) -> dict[int, End]:
+    """Return the same; nothing if it cannot be read."""
+    with contextlib.suppress(NoSuchVM, BadFile):
+        return noted(directory)
+    return {}
 
 
 def agrees(directory: VMDirectory, index: int, end: End) -> bool:

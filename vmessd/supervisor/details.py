@@ -279,7 +279,7 @@ def _nic(  # noqa: PLR0913, PLR0917 -- what is known about one interface
         present=nic.link is not None,
         leaving=nic.leaving,
         cable=cable,
-        difference=wires.lost(nic) or (None if has_no_end else nic.difference()),
+        difference=wires.rewiring.lost(nic) or (None if has_no_end else nic.difference()),
         duplicate=duplicate,
         mac_later=later if later != mac else None,
         other_end=other_end,
