@@ -300,7 +300,7 @@ class NetworkInterfaces:
             self._host.duplicates.replugged(self.vm, index)
             await self.cables.bounce([index])
 
-    # -- Changes of a running VM --
+    # -- Cards, their links and forwarded ports --
 
     async def _released(self, index: int) -> None:
         """Remove the backend of a card that is gone: QEMU's netdev first, then the TAP."""
