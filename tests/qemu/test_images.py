@@ -9,6 +9,7 @@ import signal
 import pytest
 from daemons import UNIT, Daemon, own, wait_for
 from disk_images import qemu_img
+from terminals import on_terminal
 from test_disks import caught, converted, handed, raw
 
 pytestmark = pytest.mark.qemu
@@ -48,6 +49,9 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
         ["debian12", "qcow2", "16M", *lines[2].split()[3:4], A, B],
     ]
     assert "images" not in daemon.vmess("list").stderr, "it is not taken for a VM"
+    with on_terminal(daemon, "images", "rm", "debian12") as screen:  # what would be refused is not asked
+        assert screen.end() == 1
+        assert "y/N" not in screen.said
     told = daemon.vmess("images", "rm", "debian12", "--yes")
     assert told.returncode == 1
     assert f"image debian12 is the base of {A}, {B}, whose disk would be lost" in told.stderr
@@ -57,7 +61,12 @@ def test_images_are_added_listed_used_and_deleted(daemon: Daemon) -> None:
     told = daemon.vmess("images", "rm", "debian12", "--yes")
     assert f"image debian12 is the base of {B}, whose disk would be lost" in told.stderr, "it is put aside"
     daemon.done(B, "rm", "--yes")
-    assert daemon.done("images", "rm", "debian12", "--yes") == "image debian12: deleted\n"
+    for word, status in (("n", 1), ("y", 0)):
+        with on_terminal(daemon, "images", "rm", "debian12") as screen:
+            screen.expect("Delete image debian12? [y/N] ")
+            screen.type(f"{word}\n")
+            assert screen.end() == status
+            assert ("image debian12: deleted" if word == "y" else "debian12 is unchanged") in screen.said
     assert [*listed(daemon)] == ["debian-12"]
 
 

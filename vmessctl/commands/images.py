@@ -17,7 +17,7 @@ from vmessd.core.quantities import size_shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from vmessctl.client import Reply
+    from vmessctl.client import Client, Reply
 
 ADD, REMOVE = "add", "rm"
 COLUMNS = (
@@ -73,12 +73,20 @@ def _add(invocation: Invocation, path: str, name: str = "") -> int:
     return DONE
 
 
+def _can_go(client: Client, name: str) -> bool:
+    """Tell whether an image is there and no disk is based on it, so that vmessd would delete it."""
+    return any(image["name"] == name and not image["users"] for image in client.call("Images")["images"])
+
+
 def _remove(invocation: Invocation, name: str) -> int:
     sure = confirmation.is_given(invocation, f"images {REMOVE} deletes an image", "images", REMOVE, name)
     shown = printable(name)
-    if not sure and not confirmation.agrees(f"Delete image {shown}?", f"image {shown} is unchanged"):
-        return Failed.status
     client = connect(invocation)
+    if not sure and _can_go(client, name):
+        client.close()  # nobody knows when the answer comes
+        if not confirmation.agrees(f"Delete image {shown}?", f"image {shown} is unchanged"):
+            return Failed.status
+        client = connect(invocation)
     client.call("RemoveImage", name=name)
     client.close()
     emit(invocation, {"image": name})
