@@ -189,7 +189,7 @@ class _Capture:
                 continue
             if self._is_full():
                 return
-            if self._output.put(self._format.frame(frame, number)):
+            if self._output.put(*self._format.frame(frame, number)):
                 self._frames += 1
             else:
                 self._dropped += 1

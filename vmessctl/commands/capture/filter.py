@@ -10,6 +10,10 @@ import _socket  # as in `client`
 
 from vmessd.core.errors import Failed, InvalidValue, quoted, reason, shell_line
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.commands.capture.frames import Bytes
+
 SO_ATTACH_FILTER = 26  # asm-generic/socket.h
 DATA_MAX = 1 << 18
 """Bytes that the socket has room for: more than one frame."""
@@ -50,7 +54,7 @@ class Filter:
         self._in.close()
         self._out.close()
 
-    def passes(self, frame: bytes) -> bool:
+    def passes(self, frame: Bytes) -> bool:
         """Tell whether a frame passes."""
         self._in.send(frame)
         try:

@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    Bytes = bytes | memoryview
+
 FILE_HEADER = 24
 RECORD_HEADER = 16
 FRAME_MAX = 1 << 18
@@ -30,10 +32,11 @@ DRIFT_MAX = 500_000
 class Frame(PlainRecord):
     """A captured frame."""
 
-    def __init__(self, at: int, data: bytes, length: int) -> None:
+    def __init__(self, at: int, data: Bytes, length: int) -> None:
         self.at = at
         """Microseconds since 1970."""
         self.data = data
+        """A part of the bytes that were read, which it keeps in memory."""
         self.length = length
         """Its length on the wire."""
 
@@ -47,23 +50,19 @@ class Reader:
         """Bytes in front of each frame, as far as it is known."""
         self._shift: int | None = None
         """Microseconds from the clock of QEMU to that of the host."""
-        self._rest = b""
-        self._skips = FILE_HEADER
+        self._has_begun = False
+        self.taken = 0
+        """How many of the bytes were used; the others are part of a frame, and come again with the next."""
 
     def frames(self, data: bytes, now: int, *, is_end: bool = True) -> Iterator[Frame]:
         """Yield the frames that are complete.
 
         `now` is when QEMU wrote last, in microseconds since 1970; `is_end` tells that it wrote these bytes.
         """
-        data = self._rest + data
-        if self._skips:
-            if len(data) < self._skips:
-                self._rest = data
-                return
-            data, self._skips = data[self._skips :], 0
-        records = list(_records(data))
-        end = records[-1][0] + len(records[-1][2]) if records else 0
-        self._rest = data[end:]
+        begin = 0 if self._has_begun else FILE_HEADER
+        self._has_begun = self._has_begun or len(data) >= begin
+        records = list(_records(memoryview(data), begin))
+        self.taken = records[-1][0] if records else begin if self._has_begun else 0
         if records and (is_end or self._shift is None):
             self._set_clock(records[-1][1], now)
         for _, at, raw, length in records:
@@ -76,14 +75,16 @@ class Reader:
         if age is None or not -DRIFT_MAX < age < DRIFT_MAX:
             self._shift = now - last
 
-    def _cut(self, raw: bytes) -> int:
+    def _cut(self, raw: memoryview) -> int:
         """Return the bytes in front of a frame; a frame with the MAC of the card tells."""
+        if self._is_ours(raw, self._header):
+            return self._header
         fits = [header for header in HEADERS if self._mac and self._is_ours(raw, header)]
         if len(fits) == 1:
             (self._header,) = fits
         return min(self._header, len(raw))
 
-    def _is_ours(self, raw: bytes, header: int) -> bool:
+    def _is_ours(self, raw: memoryview, header: int) -> bool:
         """Tell whether a frame comes from the card, or goes to it, if this many bytes are in front."""
         to, from_ = (raw[at : at + MAC_LENGTH] for at in (header, header + MAC_LENGTH))
         return self._mac in (to, from_)
@@ -92,16 +93,15 @@ class Reader:
 _RECORD = struct.Struct("=IIII")
 
 
-def _records(data: bytes) -> Iterator[tuple[int, int, bytes, int]]:
-    """Yield for each complete frame where it begins, its time by QEMU's clock, its bytes and its length."""
-    at = 0
-    while at + RECORD_HEADER <= len(data):
+def _records(data: memoryview, at: int) -> Iterator[tuple[int, int, memoryview, int]]:
+    """Yield for each complete frame where it ends, its time by QEMU's clock, its bytes and its length."""
+    size = len(data)
+    while at + RECORD_HEADER <= size:
         seconds, micros, kept, length = _RECORD.unpack_from(data, at)
-        begin = at + RECORD_HEADER
-        if begin + kept > len(data):
+        begin, at = at + RECORD_HEADER, at + RECORD_HEADER + kept
+        if at > size:
             return
-        yield begin, seconds * 1_000_000 + micros, data[begin : begin + kept], length
-        at = begin + kept
+        yield at, seconds * 1_000_000 + micros, data[begin:at], length
 
 
 class Pcap:
@@ -111,10 +111,10 @@ class Pcap:
         """Return what stands before the frames."""
         return struct.pack("=IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, FRAME_MAX, ETHERNET)
 
-    def frame(self, frame: Frame, interface: int) -> bytes:  # noqa: ARG002 -- there is one
-        """Return a frame as it stands in the file."""
+    def frame(self, frame: Frame, interface: int) -> Sequence[Bytes]:  # noqa: ARG002 -- there is one
+        """Return a frame as it stands in the file, in pieces: the bytes of a frame are not copied."""
         seconds, micros = divmod(frame.at, 1_000_000)
-        return _RECORD.pack(seconds & _ALL, micros, len(frame.data), frame.length) + frame.data
+        return _RECORD.pack(seconds & _ALL, micros, len(frame.data), frame.length), frame.data
 
 
 class Pcapng(Pcap):
@@ -128,11 +128,13 @@ class Pcapng(Pcap):
             blocks.append(_block(1, struct.pack("=HHI", ETHERNET, 0, FRAME_MAX) + option + bytes(4)))
         return b"".join(blocks)
 
-    def frame(self, frame: Frame, interface: int) -> bytes:
-        """Return an enhanced packet block; its time is in microseconds."""
-        time = (frame.at >> 32 & _ALL, frame.at & _ALL)
-        body = struct.pack("=IIIII", interface, *time, len(frame.data), frame.length)
-        return _block(6, body + _padded(frame.data))
+    def frame(self, frame: Frame, interface: int) -> Sequence[Bytes]:
+        """Return an enhanced packet block, in pieces; its time is in microseconds."""
+        size = len(frame.data)
+        length = 32 + size + -size % 4
+        times = (frame.at >> 32 & _ALL, frame.at & _ALL)
+        head = struct.pack("=IIIIIII", 6, length, interface, *times, size, frame.length)
+        return head, frame.data, bytes(-size % 4) + struct.pack("=I", length)
 
 
 _ALL = 0xFFFFFFFF

@@ -11,10 +11,16 @@ import time
 from vmessctl.output.descriptors import unblocked
 from vmessd.core.errors import failing, printable
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from vmessctl.commands.capture.frames import Bytes
+
 STANDARD = "-"
 UNWRITTEN_MAX = 16 << 20
 """Bytes kept for a reader that is slow."""
 PIECE = 1 << 16
+PIECES_MAX = 1024
+"""Pieces for one call of writev(2) (IOV_MAX of linux/uio.h)."""
 LAST_TIME = 1.0
 """Seconds that a reader may take for the rest."""
 
@@ -34,7 +40,11 @@ class Output:
         with failing(f"{self.file} cannot be written"):
             self._fd = _standard_output() if file == STANDARD else _opened(file)
         self._is_file = stat.S_ISREG(os.fstat(self._fd).st_mode)
+        self._new: list[Bytes] = []
+        """What was put in since the last write."""
+        self._new_size = 0
         self._unwritten = bytearray()
+        """What the reader did not take."""
         self._ends = [0]
         """Where frames end: the last one that is written, and those after it."""
         self.size = 0
@@ -49,32 +59,45 @@ class Output:
         """Something is kept for a reader that is slow."""
         return bool(self._unwritten)
 
-    def put(self, data: bytes) -> bool:
+    def put(self, *pieces: Bytes) -> bool:
         """Take a frame, or tell that there is no room for it; raises Failed, BrokenPipeError."""
-        if len(self._unwritten) + len(data) > UNWRITTEN_MAX:
+        size = sum(map(len, pieces))
+        if len(self._unwritten) + size > UNWRITTEN_MAX:
             return False
-        self._unwritten += data
-        self.size += len(data)
+        self._new += pieces
+        self.size += size
         self._ends.append(self.size)
-        if len(self._unwritten) > PIECE:
+        self._new_size += size
+        if self._new_size > PIECE:
             self.write()
         return True
 
     def write(self) -> None:
         """Write what the reader takes; raises Failed, BrokenPipeError."""
-        while self._unwritten:
-            try:
+        try:
+            while self._unwritten:
                 del self._unwritten[: os.write(self._fd, self._unwritten[: 16 * PIECE])]
-            except BlockingIOError:
-                break
-            except BrokenPipeError:
+            while self._new:
+                _drop(self._new, os.writev(self._fd, self._new[:PIECES_MAX]))
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            raise
+        except OSError:
+            self._keep()
+            self._give_up()
+            with failing(f"{self.file} cannot be written"):
                 raise
-            except OSError:
-                self._give_up()
-                with failing(f"{self.file} cannot be written"):
-                    raise
+        self._keep()
         written = self.size - len(self._unwritten)
         del self._ends[: next((at for at, end in enumerate(self._ends) if end > written), len(self._ends)) - 1]
+
+    def _keep(self) -> None:
+        """Copy what the reader did not take: a frame keeps more than itself in memory."""
+        for piece in self._new:
+            self._unwritten += piece
+        self._new.clear()
+        self._new_size = 0
 
     def _give_up(self) -> None:
         """Drop what is not written, and cut a file behind its last whole frame."""
@@ -104,10 +127,22 @@ class Output:
         return lost
 
     def _write_for_a_moment(self) -> None:
+        self.write()
         deadline = time.monotonic() + LAST_TIME
         while self._unwritten and time.monotonic() < deadline:
             select.select([], [self._fd], [], LAST_TIME)
             self.write()
+
+
+def _drop(pieces: list[Bytes], count: int) -> None:
+    """Take the first bytes away from pieces."""
+    whole = 0
+    while whole < len(pieces) and len(pieces[whole]) <= count:
+        count -= len(pieces[whole])
+        whole += 1
+    del pieces[:whole]
+    if count:
+        pieces[0] = memoryview(pieces[0])[count:]
 
 
 def _standard_output() -> int:

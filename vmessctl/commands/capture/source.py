@@ -76,9 +76,11 @@ class Source:
         memory = os.fstat(self._memory)  # QEMU may write faster than we read
         came = min(time.time_ns(), memory.st_mtime_ns + _mtime_lag()) // 1000
         while data := os.pread(self._memory, min(PIECE, memory.st_size - self._read), self._read):
+            yield from self._reader.frames(data, came, is_end=self._read + len(data) == memory.st_size)
+            if not self._reader.taken:
+                break
             self._idle = 0
-            self._read += len(data)
-            yield from self._reader.frames(data, came, is_end=self._read == memory.st_size)
+            self._read += self._reader.taken
             self._free()
 
     def close(self) -> None:

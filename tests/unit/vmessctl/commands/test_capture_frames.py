@@ -63,9 +63,13 @@ def test_without_a_frame_that_tells_the_guess_counts() -> None:
 
 def test_frames_may_arrive_in_parts() -> None:
     written = dump(record(FROM_US, 5), record(TO_US, 6))
-    reader = Reader(MAC, 0)
-    found = [frame for byte in written for frame in reader.frames(bytes([byte]), NOW)]
+    reader, begin = Reader(MAC, 0), 0
+    found: list[Frame] = []
+    for end in range(len(written) + 1):
+        found += reader.frames(written[begin:end], NOW)
+        begin += reader.taken
     assert [frame.data for frame in found] == [FROM_US, TO_US]
+    assert begin == len(written)
 
 
 def test_times_are_those_of_the_host_and_keep_their_distances_unless_the_guest_was_paused() -> None:
@@ -85,7 +89,11 @@ def test_readers_know_both_formats(tmp_path: Path) -> None:
         file = tmp_path / "frames"
         file.write_bytes(
             format_.head(names)
-            + b"".join(format_.frame(frame, number % len(names)) for number, frame in enumerate(frames))
+            + b"".join(
+                piece
+                for number, frame in enumerate(frames)
+                for piece in format_.frame(frame, number % len(names))
+            )
         )
         try:
             done = subprocess.run(
@@ -101,7 +109,8 @@ def test_readers_know_both_formats(tmp_path: Path) -> None:
 
 
 def test_blocks_of_pcapng_are_whole_words_with_their_length_at_both_ends() -> None:
-    written = Pcapng().head(["a0e0", "leaf-12e1"]) + Pcapng().frame(Frame(NOW, b"x" * 61, 61), 1)
+    head, frame = Pcapng().head(["a0e0", "leaf-12e1"]), Pcapng().frame(Frame(NOW, b"x" * 61, 61), 1)
+    written = head + b"".join(frame)
     kinds, at = [], 0
     while at < len(written):
         kind, length = struct.unpack_from("=II", written, at)
@@ -151,16 +160,16 @@ def test_a_full_disk_is_one_line_and_the_file_ends_with_a_whole_frame(
     output = outputs.Output(str(file) if before is None else "-")
     put = [output.put(bytes([number]) * 100) for number in range(3)]
     output.write()
-    really, room = os.write, [250]
+    room = [250]
 
-    def write(fd: int, data: bytes) -> int:
+    def write(fd: int, pieces: Sequence[bytes]) -> int:
         if not room[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        count = really(fd, data[: room[0]])
+        count = os.write(fd, b"".join(pieces)[: room[0]])
         room[0] -= count
         return count
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", write)
     put += [output.put(bytes([number]) * 100) for number in range(3, 9)]
     with pytest.raises(Failed, match=r"out(put)? cannot be written: no space left on device$"):
         output.write()
@@ -180,10 +189,10 @@ def test_a_disk_that_is_full_from_the_start_leaves_a_file_as_it_was(
     output = outputs.Output("-")
     output.put(bytes(100))
 
-    def write(_fd: int, _data: bytes) -> int:
+    def write(_fd: int, _pieces: Sequence[bytes]) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "writev", write)
     with pytest.raises(Failed):
         output.write()
     os.close(output.fileno())
@@ -201,6 +210,27 @@ def test_a_reader_that_is_slow_misses_whole_frames(monkeypatch: pytest.MonkeyPat
     os.close(theirs)
     assert 300 <= taken.count(True) < 600
     assert output.size == 1000 * taken.count(True)
+
+
+def test_a_frame_that_a_slow_reader_does_not_take_keeps_nothing_else_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ours, theirs = os.pipe()
+    os.set_blocking(theirs, False)
+    monkeypatch.setattr(outputs, "_standard_output", lambda: theirs)
+    output = outputs.Output("-")
+    assert output.put(bytes(2**17))
+    much = bytearray(b"0123456789" * 1000)
+    assert output.put(memoryview(much)[:5], memoryview(much)[5:8])
+    output.write()
+    much.clear()  # raises BufferError while a part of it is in use
+    got = b""
+    while len(got) < output.size:
+        got += os.read(ours, 2**16)
+        output.write()
+    os.close(ours)
+    os.close(theirs)
+    assert got == bytes(2**17) + b"01234567"
 
 
 def test_a_reader_that_is_slow_at_the_end_gets_whole_frames_and_the_rest_is_counted(
@@ -428,10 +458,10 @@ def test_ctrl_c_while_frames_are_written_loses_none_and_repeats_none(
     output, limits = outputs.Output(str(file)), capturing._Limits(parse(["newvm", "capture", "all"]))
     really, put = output.put, iter(range(100))
 
-    def interrupted(data: bytes) -> bool:
+    def interrupted(*pieces: bytes) -> bool:
         if next(put) == moment:
             signal.raise_signal(signal.SIGINT)
-        return really(data)
+        return really(*pieces)
 
     monkeypatch.setattr(output, "put", interrupted)
     capture = capturing._Capture(cast("Sequence[Source]", given), output, None, limits)
