@@ -118,6 +118,7 @@ class Client:
         """Unusable: it is closed, the daemon hung up, or a late reply may still arrive."""
         self._patience = ANSWER_TIME if patience is None else patience
         self._socket = _connect(paths, self._patience, otherwise)
+        self._begun: tuple[str, Mapping[str, object]] | None = None
 
     def peer(self) -> int:
         """Return the PID of the daemon, as the kernel knows it."""
@@ -212,9 +213,16 @@ class Client:
                 ]
         self._buffer += data
 
+    def begin(self, method: str, **parameters: object) -> None:
+        """Send a call, whose reply the same :meth:`call` returns later; raises Unreachable."""
+        self.send(method, parameters)
+        self._begun = (method, parameters)
+
     def call(self, method: str, **parameters: object) -> Reply:
         """Make a call and return the parameters of its reply; raises like :meth:`receive`."""
-        self.send(method, parameters)
+        begun, self._begun = self._begun, None
+        if begun != (method, parameters):
+            self.send(method, parameters)
         return self.receive()[0]
 
     def descriptors(self, count: int) -> list[int]:

@@ -23,7 +23,7 @@ from vmessctl import app, client
 from vmessctl.cli import helptext
 from vmessctl.output import terminal
 from vmessd import __version__
-from vmessd.core.errors import Failed, VmessError
+from vmessd.core.errors import Failed, NoSuchVM, VmessError
 
 qemu = pytest.mark.qemu
 
@@ -148,6 +148,7 @@ def test_an_answer_that_comes_too_late_is_not_taken_for_that_about_the_next_vm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(client, "ANSWER_TIME", 1.0)
+    monkeypatch.setattr(terminal, "AHEAD", 1)
 
     def answer(parameters: dict[str, Any]) -> bytes:
         time.sleep(1.5 if parameters["vm"] == "a0" else 0)
@@ -469,6 +470,45 @@ def test_a_time_limit_ends_the_waiting_and_not_the_stop(daemon: Daemon) -> None:
     assert daemon.status(A)["state"] == "stopping"
     assert daemon.wait_state(A, "stopped", 5)["last_exit"]["reason"] == "forced"
     assert daemon.vmess(A, "stop", "--no-wait").returncode == 0
+
+
+# vmessd that writes settings of four VMs at the same time or of none.
+TOGETHER = """
+import threading
+from vmessd.storage.vmdir import VMDirectory
+real, four = VMDirectory.write_setting, threading.Barrier(4, timeout={limit})
+
+def write_setting(self, setting, text):
+    four.wait()
+    real(self, setting, text)
+
+VMDirectory.write_setting = write_setting
+from vmessd.__main__ import main
+raise SystemExit(main())
+"""
+
+
+def test_a_setting_of_many_vms_is_written_for_several_at_a_time_and_told_in_order(daemon: Daemon) -> None:
+    daemon.stop()
+    daemon.program = ("-c", TOGETHER.format(limit=10 * UNIT))
+    daemon.start()
+    vms = [f"a{number}" for number in (3, 1, 2, 0, 7, 5, 6, 4)]
+    assert [line.split(":")[0] for line in daemon.vmessctl(*vms, "make").stdout.splitlines()] == vms
+    told = daemon.vmessctl(*vms, "ram", "64M")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.splitlines() == [f"{vm}: ram 64M" for vm in vms]
+    assert {(daemon.root / vm / "RAM").read_text() for vm in vms} == {"64M\n"}
+
+
+def test_an_error_of_one_vm_keeps_no_other_from_its_turn(daemon: Daemon) -> None:
+    there, vms = {"a1", "a3", "a4", "a6"}, [f"a{number}" for number in range(8)]
+    for vm in there:
+        daemon.make(vm)
+    told = daemon.vmessctl(*vms, "smp", "2")
+    assert told.returncode == NoSuchVM.status
+    assert told.stdout.splitlines() == [f"{vm}: smp 2" for vm in vms if vm in there]
+    errors = [line for line in told.stderr.splitlines() if "hint" not in line]
+    assert [line.split()[3].rstrip(":") for line in errors] == [vm for vm in vms if vm not in there]
 
 
 @qemu

@@ -33,9 +33,12 @@ def change(invocation: Invocation) -> int:
 
         text = shlex.join(words)  # as they are: the daemon refuses what is not printable
     value, remark = typed_value(verb, text)
+    more = {"force": True} if verbs.FORCE.flag in invocation.options else {}
+
+    def begin(client: Client, vm: str) -> None:
+        client.begin("Set", vm=vm, setting=verb, value=value, **more)
 
     def work(client: Client, vm: str) -> int:
-        more = {"force": True} if verbs.FORCE.flag in invocation.options else {}
         reply = client.call("Set", vm=vm, setting=verb, value=value, **more)
         emit(invocation, reply, vm)
         taken = f"{vm}: {remark}" if remark and len(invocation.vms) > 1 else remark
@@ -47,7 +50,7 @@ def change(invocation: Invocation) -> int:
             report_set(vm, verb, value, taken, note, not_at_boot(client, vm, verb, value))
         return DONE
 
-    return for_each(invocation, work)
+    return for_each(invocation, work, begin)
 
 
 def report_set(vm: str, verb: str, value: str | None, *remarks: str | None) -> None:

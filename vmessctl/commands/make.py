@@ -18,6 +18,9 @@ def make(invocation: Invocation) -> int:
     """Create VMs."""
     image = invocation.options.get(verbs.IMAGE.flag)
 
+    def begin(client: Client, vm: str) -> None:
+        client.begin("Make", vm=vm)
+
     def work(client: Client, vm: str) -> int:
         if image is None:
             _report(invocation, vm, client.call("Make", vm=vm))
@@ -28,7 +31,7 @@ def make(invocation: Invocation) -> int:
             _report(invocation, vm, new.make())
             return disks.put_on_image(invocation, client, vm, image)
 
-    return for_each(invocation, work)
+    return for_each(invocation, work, begin if image is None else None)
 
 
 def _report(invocation: Invocation, vm: str, reply: Reply) -> None:

@@ -102,6 +102,9 @@ def ifadd(invocation: Invocation) -> int:
     text, *wires = invocation.arguments or ("0",)
     count = _number(invocation, text, "number of NICs")
 
+    def begin(client: Client, vm: str) -> None:
+        client.begin("SetNics", vm=vm, count=count, wires=list(wires))
+
     def work(client: Client, vm: str) -> int:
         line = ["ifadd", str(count), *_without_bridges(count, wires)] if count else []
         with without_root(vm, line):
@@ -112,7 +115,7 @@ def ifadd(invocation: Invocation) -> int:
         tell(about(vm, phrase("ifadd" if count else "ifdel", wires=shown)))
         return status
 
-    return for_each(invocation, work)
+    return for_each(invocation, work, None if any(":" in wire for wire in wires) else begin)
 
 
 def _without_bridges(count: int, wires: Sequence[str]) -> list[str]:
@@ -140,6 +143,9 @@ def connect_interface(invocation: Invocation) -> int:
     number, wire = invocation.arguments
     interface = _interface(invocation, number)
 
+    def begin(client: Client, vm: str) -> None:
+        client.begin("Connect", vm=vm, interface=interface, wire=wire)
+
     def work(client: Client, vm: str) -> int:
         with without_root(vm, ["connect", str(interface), USER] if wire != "-" else []):
             reply = client.call("Connect", vm=vm, interface=interface, wire=wire)
@@ -148,7 +154,7 @@ def connect_interface(invocation: Invocation) -> int:
         _tell_done(invocation, vm, number=interface, wire=printable(wire))
         return status
 
-    return for_each(invocation, work)
+    return for_each(invocation, work, None if ":" in wire else begin)
 
 
 def ifstat(invocation: Invocation) -> int:

@@ -254,16 +254,11 @@ def wired(daemon: Daemon, scratch: pathlib.Path, runs: int) -> tuple[list[float]
     batch.write_text("\n".join(lines) + "\n")
     ours, theirs = [], []
 
-    def wire() -> None:
-        for vm in vms:
-            daemon.call("SetNics", vm=vm, count=INTERFACES, wires=bridges)
-
     for _ in range(runs):
         theirs.append(seconds(lambda: quietly("ip", "-batch", batch)))
         clear()
-        ours.append(seconds(wire))
-        for vm in vms:
-            daemon.call("SetNics", vm=vm, count=0, wires=[])
+        ours.append(seconds(lambda: command(daemon, *vms, "ifadd", str(INTERFACES), *bridges)))
+        command(daemon, *vms, "ifdel")
         command(daemon, "net", "prune")
     return ours, theirs
 
