@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PLAIN = "\x1b[0m"
 """Resets colours and attributes (SGR 0 of ECMA-48)."""
 AHEAD = 4
-"""VMs on which a verb works at a time: with more, the disk is no faster."""
+"""VMs that a verb works on at a time. More of them gain nothing on one disk."""
 BATCH = 1000
 """VMs in one call; their names fit into the daemon's message limit."""
 
