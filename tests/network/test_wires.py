@@ -377,6 +377,24 @@ def test_guests_on_one_bridge_hear_each_other_wherever_they_are_moved(
     assert healthy(wired)
 
 
+def test_a_change_waits_for_a_qemu_that_a_new_daemon_has_found_and_that_answers_late(
+    wired: WiredDaemon,
+) -> None:
+    wired.make("newvm0")
+    wired.done("newvm", "start")
+    pid = wired.status("newvm0")["pid"]
+    os.kill(pid, signal.SIGSTOP)
+    crash(wired)
+    late = threading.Timer(2.5, os.kill, (pid, signal.SIGCONT))  # after Timing.settle, and before BEGIN_TIME
+    late.start()
+    try:
+        assert wired.status("newvm0")["state"] == "unresponsive"
+        wired.done("newvm", "ifadd", "1", "lab")
+    finally:
+        late.join()
+    assert wired.wiring()["newvm0e0"] == "lab"
+
+
 def test_a_pulled_cable_carries_no_frame_until_it_is_plugged_again(wired: WiredDaemon) -> None:
     talker(wired, "newvm0", "lan")
     talker(wired, "newvm1", "lan")

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 LEEWAY = 1.0
 """Seconds that a QEMU may take to end after it has closed its connections to the processes beside it."""
 BEGIN_TIME = 5.0
-"""Seconds that a call which needs a running guest waits for a start in progress."""
+"""Seconds that a call which needs a running guest waits for a start in progress, or a QEMU just found."""
 
 
 class MachineBase(abc.ABC):
@@ -83,7 +83,7 @@ class MachineBase(abc.ABC):
         """Change the state as the table says, and return the action. Nothing else sets the state."""
         before = self._state
         self._state, action = transition(before, event)
-        if self._state is State.starting:
+        if self._state is State.starting or event is Event.found:
             self._begun.clear()
         else:
             self._begun.set()
@@ -92,13 +92,17 @@ class MachineBase(abc.ABC):
         return action
 
     async def begun(self, patience: float = BEGIN_TIME) -> None:
-        """Wait until no start is in progress; raises TimedOut after `patience` seconds."""
+        """Wait until no start is in progress, and a QEMU of an earlier daemon has answered if it does in time.
+
+        Raises TimedOut if a start takes longer than `patience` seconds.
+        """
         if self._begun.is_set():
             return
         try:
             await asyncio.wait_for(self._begun.wait(), patience)
         except TimeoutError:
-            raise refusals.starting(self.vm) from None
+            if self._state is State.starting:
+                raise refusals.starting(self.vm) from None
 
     @abc.abstractmethod
     async def _react(self, message: EventMessage) -> None:

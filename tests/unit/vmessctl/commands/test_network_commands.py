@@ -363,9 +363,14 @@ class Answering:
     def __init__(self, answer: dict[str, Any] | VmessError) -> None:
         self.answer = answer
         self.calls: Calls = []
-        self.closed = 0
+        self.opened = self.closed = 0
+        self.begun: Calls = []
+
+    def begin(self, method: str, **parameters: object) -> None:
+        self.begun.append((method, parameters))
 
     def call(self, method: str, **parameters: object) -> dict[str, Any]:
+        assert not self.begun or self.begun.pop(0) == (method, parameters)
         light_json.dumps(parameters)  # raises where it cannot go over the wire
         self.calls.append((method, parameters))
         if isinstance(self.answer, VmessError):
@@ -381,8 +386,13 @@ class Answering:
 
 def answering(monkeypatch: pytest.MonkeyPatch, answer: dict[str, Any] | VmessError) -> Answering:
     client = Answering(answer)
+
+    def connect(_invocation: object) -> Answering:
+        client.opened += 1
+        return client
+
     for module in (terminal, network):
-        monkeypatch.setattr(module, "connect", lambda _invocation: client)
+        monkeypatch.setattr(module, "connect", connect)
     return client
 
 
@@ -394,7 +404,7 @@ def test_what_a_verb_of_wires_asks_and_tells(
     client = answering(monkeypatch, answer)
     assert app.run(line.split()) == status
     assert client.calls == calls
-    assert client.closed == 1
+    assert client.closed == client.opened > 0
     said = capsys.readouterr()
     assert (said.out.splitlines(), said.err.splitlines()) == (out, aside)
 
