@@ -89,8 +89,11 @@ class Newcomer(Typist):
         self.wait(lambda lines: [line for line in lines if line] == ["$"])
 
     def _until(self, prompt: str) -> list[str]:
-        """Wait for a prompt on a line of its own, and return the lines before it, without what was typed."""
-        seen = self.wait(lambda lines: lines[0] and [line for line in lines if line][-1] == prompt, 60)
+        """Wait for a prompt on a line of its own, and return the lines before it, without what was typed.
+
+        A guest that clears its screen clears the line that was typed as well.
+        """
+        seen = self.wait(lambda lines: [line for line in lines if line][-1:] == [prompt], 60)
         return [line.replace(str(self.home), "/home/you") for line in seen if line][1:-1]
 
 
