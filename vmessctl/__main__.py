@@ -3,6 +3,7 @@
 All other modules are imported where Ctrl-C is caught: a start is short, but people are quick.
 """
 
+import gc
 import posix
 import sys
 
@@ -27,6 +28,7 @@ def program() -> None:
 def main() -> int:
     """Run the command line and return its exit status; standard output is flushed."""
     sys.unraisablehook = _raise_again
+    gc.disable()  # for the imports, of which nothing is garbage; `app` enables it again
     try:
         from vmessctl import app  # noqa: PLC0415 -- see above
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from vmessctl.cli import grammar, verbs
@@ -103,6 +104,7 @@ def _elsewhere(invocation: Invocation, words: list[str]) -> int | None:
         return None
     from vmessctl.hosts import elsewhere  # noqa: PLC0415 -- few lines are for other hosts
 
+    gc.enable()
     return elsewhere.run(invocation, words, choice)
 
 
@@ -117,6 +119,7 @@ def _check_for_here(invocation: Invocation) -> None:
 def _carry_out(invocation: Invocation) -> int:
     silent = {verbs.QUIET.flag, verbs.JSON.flag} & set(invocation.options)
     handler = _handler(invocation.command)
+    gc.enable()
     with hushed(invocation.command.reports and bool(silent)):
         return handler(invocation)
 

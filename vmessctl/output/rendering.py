@@ -6,12 +6,10 @@ from vmessctl.cli.verbs import PROGRAM
 from vmessctl.output import phrases
 from vmessctl.output.phrases import phrase
 from vmessd.core import places
-from vmessd.core.cloud_init import MEDIUM
 from vmessd.core.errors import counted, printable, shell_line
 from vmessd.core.names import CDROM, DISKS, VNC_PORT
 from vmessd.core.quantities import size_shown, size_text
 from vmessd.core.settings import BY_FILE, CPU
-from vmessd.core.startup import CONFIGURATION
 from vmessd.core.words import OFF, FleetStep, Protocol, Reason, Rung, Runstate, State
 
 TYPE_CHECKING = False
@@ -205,6 +203,9 @@ def drive_value(vm: Reply, slot: str) -> str | None:
 
 def _hardware(vm: Reply) -> list[str]:
     """Return a line for each drive, then for each setting: what is in force, and in brackets what waits."""
+    from vmessd.core.cloud_init import MEDIUM  # noqa: PLC0415 -- only info needs it
+    from vmessd.core.startup import CONFIGURATION  # noqa: PLC0415 -- as above
+
     waiting = {change["name"]: change for change in vm.get("pending") or ()}
     drives = {drive["slot"]: drive for drive in vm["drives"]}
     values = {value["name"]: value for value in vm["settings"]}
